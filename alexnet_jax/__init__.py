@@ -1,0 +1,1 @@
+"""AlexNet of 2012 as two towers in JAX."""

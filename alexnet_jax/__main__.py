@@ -1,0 +1,197 @@
+"""The command line: `python -m alexnet_jax VERB --flags`. Thin: flags, then one call.
+
+Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 1 anything
+else. JAX and TensorFlow are imported by the verbs that need them, so that help is instant.
+"""
+
+import difflib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from alexnet_jax.errors import UsageError
+
+EXAMPLE = "experiments/quickstart.py"
+
+
+def train(flag: flags.FlagValues) -> None:
+    """Train a network; the same command resumes where it stopped."""
+    config, workdir = flag.config, Path(flag.workdir)
+    _start(config)
+    from alexnet_jax.train import train_and_evaluate
+
+    result = train_and_evaluate(config, workdir)
+    print(json.dumps(result, indent=2))
+
+
+def evaluate(flag: flags.FlagValues) -> None:
+    """Test a trained network on a whole split: centre crop, or ten views as well."""
+    workdir = Path(flag.workdir)
+    config = _config_of(workdir)
+    _start(config)
+    from alexnet_jax.train import evaluate_workdir
+
+    print(json.dumps(evaluate_workdir(config, workdir, int(flag.views), flag.split), indent=2))
+
+
+def inspect(flag: flags.FlagValues) -> None:
+    """Print the layers: shapes, parameters, multiply-adds, exchange between the towers."""
+    from alexnet_jax.config import validate
+    from alexnet_jax.inspect import layer_table
+
+    validate(flag.config)
+    print(layer_table(flag.config))
+
+
+VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]] = {
+    "train": (train, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/quickstart"),
+    "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
+    "inspect": (inspect, ("config",), "--config=experiments/imagenet.py"),
+}
+
+
+def _define(name: str, flag: flags.FlagValues) -> None:
+    if name == "config":
+        config_flags.DEFINE_config_file(
+            "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
+            flag_values=flag,
+        )  # fmt: skip
+    elif name == "workdir":
+        flags.DEFINE_string(
+            "workdir", None, "The folder that holds everything about the run.", flag_values=flag
+        )
+    elif name == "views":
+        flags.DEFINE_enum(
+            "views", "1", ["1", "10"], "Centre crop, or ten views too.", flag_values=flag
+        )
+    elif name == "split":
+        flags.DEFINE_enum(
+            "split", "test", ["test", "train"], "Which part of the data.", flag_values=flag
+        )
+
+
+def _start(config: ConfigDict) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from alexnet_jax.config import validate
+    from alexnet_jax.parallel import prepare_host
+
+    validate(config)
+    prepare_host(config.model.towers)
+
+
+def _config_of(workdir: Path) -> ConfigDict:
+    try:
+        text = (workdir / "config.json").read_text()
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir}: {error.strerror}: name a folder that `train` wrote"
+        ) from error
+    from alexnet_jax.config import from_json
+
+    return from_json(text, str(workdir / "config.json"))
+
+
+def usage(verb: str | None = None) -> str:
+    """What to type, for all verbs or one."""
+    command = "python -m alexnet_jax"
+    if verb is None:
+        rows = [f"  {name:<10}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
+        return "\n".join(
+            [
+                f"usage: {command} VERB [FLAGS]",
+                "",
+                "AlexNet of 2012 as two towers in JAX.",
+                "",
+                *rows,
+                "",
+                f"{command} VERB --help   says more about one of them.",
+            ]
+        )
+    fn, names, example = VERBS[verb]
+    flag = flags.FlagValues()
+    lines = [f"usage: {command} {verb} [FLAGS]", "", (fn.__doc__ or "").strip(), ""]
+    for name in names:
+        _define(name, flag)
+        lines.append(f"  --{name:<10}{flag[name].help}")
+    return "\n".join([*lines, "", f"example: {command} {verb} {example}"])
+
+
+def parse(verb: str, arguments: list[str]) -> flags.FlagValues:
+    """The flags of a verb.
+
+    Raises:
+      UsageError: naming the flag or the field.
+    """
+    _, names, _ = VERBS[verb]
+    flag = flags.FlagValues()
+    for name in names:
+        _define(name, flag)
+    for argument in arguments:
+        name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
+        if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise UsageError(
+                f"--{name}: no such flag of {verb}; "
+                + (f"did you mean --{close[0]}?" if close else f"it has --{', --'.join(names)}")
+            )
+        if name == "config" and argument.startswith(("--config=", "-config=")):
+            path = Path(argument.split("=", 1)[1].split(":")[0])
+            if not path.is_file():
+                raise UsageError(f"--config={path}: no such file; {EXAMPLE} is one")
+    try:
+        rest = flag(["alexnet_jax", *arguments])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(_plain(error, arguments)) from error
+    if rest:
+        raise UsageError(f"{rest[0]!r}: {verb} takes flags only; see `{verb} --help`")
+    for name in names:
+        if flag[name].value is None:
+            raise UsageError(f"--{name} is missing; {verb} needs it: {flag[name].help}")
+    return flag
+
+
+def _plain(error: Exception, arguments: list[str]) -> str:
+    """A parser's error as one line that names the field as it was typed."""
+    text = " ".join(str(error).split())
+    # What a config file raised comes with its whole traceback; its last line says what is wrong.
+    text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1] if "Traceback" in text else text
+    if isinstance(error, (AttributeError, KeyError)):
+        # ml_collections names the last part of the path only.
+        words = re.findall(r"\w+", text)
+        typed = [a.lstrip("-").split("=")[0] for a in arguments if a.startswith("--config.")]
+        path = next((p for p in typed if words and words[0] in p.split(".")), "config")
+        close = re.search(r'Did you mean \\?"(\w+)', text)
+        return f"{path}: no such field" + (f"; did you mean {close[1]!r}?" if close else "")
+    return text
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    try:
+        if verb not in VERBS:
+            close = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
+            raise UsageError(f"no verb {verb!r}: {hint}")
+        if {"-h", "--help"} & set(rest):
+            print(usage(verb))
+            return 0
+        VERBS[verb][0](parse(verb, rest))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

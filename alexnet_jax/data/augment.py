@@ -1,0 +1,169 @@
+"""The random draws of training, as pure functions of (seed, epoch), and the test views.
+
+Draws are made for all examples of a split at once and indexed by the example's number, so that
+what happens to an example depends on nothing but (seed, epoch, index): not on the batch
+size, the hosts, the devices or where a run was resumed.
+"""
+
+import dataclasses
+import enum
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+
+IMAGENET_STDEVS = (19.72083305, 37.09388853, 121.78006099)
+"""Standard deviations of ImageNet's RGB values along their principal components, in grey levels
+(0-255), ascending. `color_pca` of cuda-convnet2's make-data/input_meta."""
+
+IMAGENET_EIGENVECTORS = (
+    (0.41795513, -0.71257945, -0.56351045),
+    (-0.81698062, -0.02354167, -0.5761844),
+    (0.39731118, 0.70119634, -0.59200296),
+)
+"""Those components as columns; rows are R, G, B. The same file."""
+
+COLOUR_RULES = ("none", "source", "paper")
+
+
+class _Stream(enum.IntEnum):
+    """Independent random streams: turning one augmentation off leaves the others as they were."""
+
+    ORDER = 0
+    OFFSET = 1
+    FLIP = 2
+    COLOUR = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """One epoch's draws.
+
+    Attributes:
+      offset: int32 `[N, 2]`, the crop's top row and left column in pixels.
+      flip: bool `[N]`, mirror left to right.
+      gaussians: float32 `[N, 3]`, standard normal, for `colour_shift`.
+    """
+
+    offset: np.ndarray
+    flip: np.ndarray
+    gaussians: np.ndarray
+
+
+def order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
+    """The order of one epoch: a permutation of the examples, int64 `[N]`."""
+    return _generator(seed, _Stream.ORDER, epoch).permutation(num_examples)
+
+
+def draws(seed: int, epoch: int, num_examples: int, config: ConfigDict) -> Draws:
+    """Crops, flips and Gaussians of one epoch.
+
+    A crop starts anywhere in `0..image_size + 2 * pad - crop_size`, both ends included: 33 x 33
+    places for 256 -> 224, as `convdata_jpeg.py` of the source draws them (the paper counts 32 x
+    32).
+
+    Args:
+      seed: of the run, 0 or more.
+      epoch: counted from 0.
+      num_examples: N.
+      config: `config.data`.
+
+    Raises:
+      UsageError: the crop is larger than the padded image.
+    """
+    size = config.image_size + 2 * config.pad
+    if not 0 < config.crop_size <= size:
+        raise UsageError(
+            f"data.crop_size {config.crop_size} does not fit into data.image_size + 2 * data.pad "
+            f"= {size}"
+        )
+    if config.random_crop:
+        offset = _generator(seed, _Stream.OFFSET, epoch).integers(
+            0, size - config.crop_size, (num_examples, 2), np.int32, endpoint=True
+        )
+    else:
+        offset = np.full((num_examples, 2), center_offset(size, config.crop_size), np.int32)
+    if config.random_flip:
+        flip = _generator(seed, _Stream.FLIP, epoch).integers(0, 2, num_examples, bool)
+    else:
+        flip = np.zeros(num_examples, bool)
+    gaussians = _generator(seed, _Stream.COLOUR, epoch).standard_normal((num_examples, 3))
+    return Draws(offset, flip, gaussians.astype(np.float32))
+
+
+def crop(
+    images: np.ndarray, offset: np.ndarray, flip: np.ndarray, *, crop_size: int, pad: int
+) -> np.ndarray:
+    """Cuts one window out of each image and mirrors some.
+
+    Args:
+      images: uint8 `[b, S, S, 3]`.
+      offset: `[b, 2]`, top row and left column in the padded image.
+      flip: bool `[b]`.
+      crop_size: side of the window.
+      pad: pixels added on each side first, mirrored about the edge pixel: a border of zeros is an
+        edge that no photograph has, and far from zero once the mean is subtracted.
+
+    Returns:
+      uint8 `[b, crop_size, crop_size, 3]`.
+    """
+    if pad:
+        images = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), "reflect")
+    crops = np.empty((len(images), crop_size, crop_size, 3), np.uint8)
+    for out, image, (top, left), mirrored in zip(crops, images, offset, flip, strict=True):
+        window = image[top : top + crop_size, left : left + crop_size]
+        out[:] = window[:, ::-1] if mirrored else window
+    return crops
+
+
+def colour_shift(gaussians: np.ndarray, colour: ConfigDict) -> np.ndarray:
+    """What the PCA noise of section 4.1 adds to every pixel's R, G, B.
+
+    With `stdevs` s and `eigenvectors` P (rows R, G, B) in grey levels, and `a = 0.1 * gaussians`:
+
+      none    0
+      source  P (a s), `convdata_jpeg.py`; the images are divided by 1.1 afterwards, on the device
+      paper   255 P (a (s / 255)^2): eigenvalues, which are variances, times a. The paper names no
+              unit. On pixels in 0..255 the rule would move colours by 1,483 grey levels, so it is
+              read as one for pixels in 0..1.
+
+    Args:
+      gaussians: standard normal `[..., 3]`, one for each component.
+      colour: `config.data.colour`.
+
+    Returns:
+      float32 `[..., 3]` in grey levels (0-255).
+    """
+    if colour.rule not in COLOUR_RULES:
+        raise UsageError(
+            f"data.colour.rule is '{colour.rule}'; it is one of {', '.join(COLOUR_RULES)}"
+        )
+    if colour.rule == "none":
+        return np.zeros(gaussians.shape, np.float32)
+    scale = np.asarray(colour.stdevs, np.float64)
+    if colour.rule == "paper":
+        scale = 255 * np.square(scale / 255)
+    components = np.asarray(colour.eigenvectors, np.float64)
+    return (0.1 * gaussians * scale @ components.T).astype(np.float32)
+
+
+def center_offset(image_size: int, crop_size: int) -> tuple[int, int]:
+    """Top row and left column of the centre crop; the upper left of four if there is no centre."""
+    margin = (image_size - crop_size) // 2
+    return margin, margin
+
+
+def ten_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
+    """Top rows and left columns of the five crops of section 4.1, int32 `[5, 2]`.
+
+    Top left, top right, bottom left, bottom right, centre. The ten views are these five, then the
+    mirror image of each crop in the same order.
+    """
+    end = image_size - crop_size
+    centre = center_offset(image_size, crop_size)
+    return np.array([(0, 0), (0, end), (end, 0), (end, end), centre], np.int32)
+
+
+def _generator(seed: int, stream: _Stream, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, epoch])))

@@ -1,0 +1,114 @@
+"""Images in folders, one folder a class."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.errors import UsageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A `Source` of image files."""
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        """Images in the split."""
+        return len(self.paths)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        """See `Source.read`."""
+        try:
+            encoded = [self.paths[i].read_bytes() for i in indices]
+        except OSError as error:
+            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
+        return encoded, self.labels[indices]
+
+    def describe(self, index: int) -> str:
+        """See `Source.describe`."""
+        return str(self.paths[index])
+
+
+def open_folder(path: str, split: str) -> Folder:
+    """Opens PATH/SPLIT/CLASS/*.jpg, or a share of PATH/CLASS/*.jpg.
+
+    Labels follow the sorted names of the classes of all splits, so that a class without a folder
+    in one split does not shift the labels of the others.
+
+    Where PATH has no SPLIT folder but holds the classes themselves, every fifth image of each
+    class is `test` and the rest is `train`. They are counted in the order of a hash of their
+    names: the same on every machine, and unrelated to the order in which they were taken.
+
+    Raises:
+      UsageError: there is no such folder or split, no image in it, or a class folder without one.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"data.source: there is no folder {root}; give PATH of PATH/SPLIT/CLASS/*")
+    divided = (root / split).is_dir()
+    classes = _subfolders(root / split if divided else root)
+    images = {folder.name: _images(folder) for folder in classes}
+    if not classes:
+        raise UsageError(f"{root / split if divided else root} has no class folders; add CLASS/*")
+    if not divided:
+        _check_derived_split(root, split, images)
+    for folder in classes:
+        if not images[folder.name]:
+            raise UsageError(f"class folder {folder} has no images ({', '.join(EXTENSIONS)})")
+    names = set(images)
+    if divided:
+        names.update(c.name for other in _subfolders(root) for c in _subfolders(other))
+    else:
+        images = {name: _share(files, split) for name, files in images.items()}
+    class_names = tuple(sorted(names))
+    pairs = [(p, i) for i, name in enumerate(class_names) for p in images.get(name, ())]
+    if not pairs:
+        raise UsageError(f"{root}: a test split needs a class of five images or more, or {split}/")
+    return Folder(
+        name=f"folder:{path}",
+        split=split,
+        class_names=class_names,
+        paths=tuple(p for p, _ in pairs),
+        labels=np.array([i for _, i in pairs], np.int32),
+    )
+
+
+def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) -> None:
+    """Tells a missing SPLIT folder from a PATH that holds the classes themselves."""
+    if not any(images.values()):
+        has = ", ".join(sorted(images))
+    elif split not in ("train", "test"):
+        has = "train, test (shares of its class folders)"
+    else:
+        return
+    raise UsageError(f"{root} has no split '{split}'; it has {has}")
+
+
+def _share(files: list[Path], split: str) -> list[Path]:
+    hashed = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    # The fifth, not the first: a class of fewer than five images must not vanish from `train`.
+    return sorted(p for i, p in enumerate(hashed) if (i % 5 == 4) == (split == "test"))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    # Not asking is_file(): a stat of each of a million files takes minutes on network disks.
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)

@@ -1,0 +1,239 @@
+"""Batches for training and evaluation, each a pure function of its number.
+
+A *plan* says which examples batch `k` holds and what happens to them; it is arithmetic and a few
+cached arrays. `tf.data` then runs over batch numbers: fetch all bytes of a batch, decode its
+images one by one in parallel, stack them again. Resuming is starting to count elsewhere.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.data import augment
+from alexnet_jax.data.decode import decode, to_square
+from alexnet_jax.data.sources import Source
+from alexnet_jax.data.tensorflow_cpu import import_tensorflow
+from alexnet_jax.errors import UsageError
+
+Batch = dict[str, np.ndarray]
+Plan = Callable[[int], Batch]
+"""From a batch number to columns `[b, ...]`, among them `index`."""
+
+_BATCHES_READ_AHEAD = 2
+_BATCHES_FINISHED_AT_ONCE = 2
+_BATCHES_READY = 2
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Batches of one training epoch.
+
+    The remainder is dropped: other examples each epoch, since each has its own order.
+
+    Raises:
+      UsageError: there is not one whole batch.
+    """
+    if not 0 < batch_size <= num_examples:
+        raise UsageError(
+            f"batch_size {batch_size} must be between 1 and the {num_examples} training examples"
+        )
+    return num_examples // batch_size
+
+
+def train_batches(
+    source: Source,
+    config: ConfigDict,
+    *,
+    seed: int,
+    batch_size: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless random crops, one batch a step.
+
+    Step `k` is batch `k % steps_per_epoch` of epoch `k // steps_per_epoch`; process `p` gets the
+    `p`-th of `process_count` equal parts of it.
+
+    Args:
+      source: the images.
+      config: `config.data`.
+      seed: of the order and of the augmentation.
+      batch_size: over all processes.
+      start_step: the first step to yield.
+      process_index: this process.
+      process_count: all processes.
+
+    Yields:
+      `image` uint8 `[b, crop, crop, 3]`, `label` int32 `[b]`, `colour` float32 `[b, 3]` (the shift
+      in grey levels that the device adds), `index` int32 `[b]` (the example's number in the
+      source), with `b = batch_size / process_count`.
+
+    Raises:
+      UsageError: at once for values that do not fit; while iterating for an image that cannot be
+        read, with its path.
+    """
+    local = _local_size(batch_size, process_count)
+    steps = steps_per_epoch(source.num_examples, batch_size)
+    if not 0 <= config.pad < config.image_size:
+        raise UsageError(f"data.pad {config.pad} must be 0 or more and less than data.image_size")
+
+    @functools.lru_cache(maxsize=2)  # Reading ahead works on two epochs where they meet.
+    def of_epoch(epoch: int) -> tuple[np.ndarray, augment.Draws]:
+        return (
+            augment.order(seed, epoch, source.num_examples),
+            augment.draws(seed, epoch, source.num_examples, config),
+        )
+
+    def plan(step: int) -> Batch:
+        epoch, number = divmod(step, steps)
+        order, draws = of_epoch(epoch)
+        first = number * batch_size + process_index * local
+        index = order[first : first + local]
+        return {
+            "index": index.astype(np.int32),
+            "colour": augment.colour_shift(draws.gaussians[index], config.colour),
+            "offset": draws.offset[index],
+            "flip": draws.flip[index],
+        }
+
+    cut = functools.partial(augment.crop, crop_size=config.crop_size, pad=config.pad)
+
+    def finish(image: Any, offset: Any, flip: Any, **rest: Any) -> dict[str, Any]:
+        tf = import_tensorflow()
+        crops = tf.numpy_function(cut, [image, offset, flip], tf.uint8)
+        return {"image": crops, **rest}
+
+    return _stream(source, config, plan, range(start_step, sys.maxsize), finish)
+
+
+def eval_batches(
+    source: Source,
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example once over all processes, in order, whole and without padding or draws.
+
+    Every process yields the same number of batches, and all are full: positions past the end
+    repeat the last example with mask 0.
+
+    Args:
+      source: the images.
+      config: `config.data`.
+      batch_size: over all processes.
+      process_index: this process, which gets its contiguous part of each batch.
+      process_count: all processes.
+
+    Yields:
+      `image` uint8 `[b, S, S, 3]` with `S = image_size` (crops are cut on the device), `label`
+      int32 `[b]`, `mask` float32 `[b]`, `index` int32 `[b]`.
+
+    Raises:
+      UsageError: as `train_batches`.
+    """
+    local = _local_size(batch_size, process_count)
+    last = source.num_examples - 1
+
+    def plan(number: int) -> Batch:
+        first = number * batch_size + process_index * local
+        position = np.arange(first, first + local)
+        return {
+            "index": np.minimum(position, last).astype(np.int32),
+            "mask": (position <= last).astype(np.float32),
+        }
+
+    return _stream(source, config, plan, range(last // batch_size + 1), dict)
+
+
+def _local_size(batch_size: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise UsageError(
+            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
+        )
+    return batch_size // process_count
+
+
+def _stream(
+    source: Source,
+    config: ConfigDict,
+    plan: Plan,
+    numbers: range,
+    finish: Callable[..., dict[str, Any]],
+) -> Iterator[Batch]:
+    """The batches of `numbers`: planned, read, decoded to squares one by one, stacked, finished.
+
+    `finish` gets tensors by their names, `image` `[b, S, S, 3]`, `label` and the plan's columns,
+    and returns the batch. Cropping is left to it because TensorFlow's cost of 30 microseconds for
+    each operation on each image is more than a small image takes to decode.
+    """
+    tf = import_tensorflow()
+    # Planned here and now: values that do not fit are an error before anything is iterated.
+    first = plan(numbers.start)
+    size = len(first["index"])
+    square = to_square(config.resize, config.image_size)
+
+    def fetch(number: np.ndarray) -> list[Any]:
+        columns = plan(int(number))
+        encoded, label = source.read(columns["index"])
+        return [np.array(encoded, object), label, *columns.values()]
+
+    def load(number: Any) -> dict[str, Any]:
+        types = [tf.string, tf.int32, *(column.dtype for column in first.values())]
+        shapes = [(size,), (size,), *(column.shape for column in first.values())]
+        columns = tf.numpy_function(fetch, [number], types)
+        for column, shape in zip(columns, shapes, strict=True):
+            column.set_shape(shape)
+        return dict(zip(("encoded", "label", *first), columns, strict=True))
+
+    def to_image(encoded: Any, **rest: Any) -> dict[str, Any]:
+        return {"image": square(decode(encoded)), **rest}
+
+    options = tf.data.Options()
+    options.deterministic = True
+    dataset = (
+        tf.data.Dataset.range(numbers.start, numbers.stop)
+        .map(load, num_parallel_calls=_BATCHES_READ_AHEAD)
+        .unbatch()
+        .map(lambda row: to_image(**row), num_parallel_calls=tf.data.AUTOTUNE)
+        .batch(size, drop_remainder=True)
+        .map(lambda batch: finish(**batch), num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
+        .prefetch(_BATCHES_READY)
+        .with_options(options)
+    )
+    return _batches(dataset, source, plan, numbers)
+
+
+def _batches(dataset: Any, source: Source, plan: Plan, numbers: range) -> Iterator[Batch]:
+    """NumPy batches, with errors that name the file.
+
+    `tf.data` says what went wrong but not with which example, so that a batch that failed is read
+    once more, one example at a time. Its threads end with this iterator.
+    """
+    tf = import_tensorflow()
+    batches = dataset.as_numpy_iterator()
+    for number in numbers:
+        try:
+            batch = next(batches)
+        except tf.errors.OpError as error:
+            _name_unreadable(source, plan(number)["index"])
+            raise error
+        yield batch
+
+
+def _name_unreadable(source: Source, indices: np.ndarray) -> None:
+    tf = import_tensorflow()
+    for index in indices:
+        encoded, _ = source.read(np.array([index]))
+        try:
+            decode(tf.constant(encoded[0]))
+        except tf.errors.OpError as error:
+            reason = error.message.split("}}")[-1].split(" [Op:")[0].strip()
+            raise UsageError(
+                f"{source.describe(index)}: not a readable image ({reason}); replace or remove it"
+            ) from error

@@ -1,0 +1,137 @@
+"""The statistics of a training split that the input rule needs: mean image and colour components.
+
+The mean image and `color_pca` of cuda-convnet2's `make-data.py`, from whole squares rather than
+crops.
+"""
+
+import dataclasses
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.sources import Source
+from alexnet_jax.errors import UsageError
+
+_BATCH = 32
+"""Small: a batch of 256-pixel squares in float64 takes 1.5 MB an image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Statistics of one split; pixels are in grey levels (0-255).
+
+    Attributes:
+      mean_image: float32 `[S, S, 3]`.
+      channel_mean: float32 `[3]`, its mean over places.
+      stdevs: float32 `[3]`, ascending: standard deviations of R, G, B over all pixels along their
+        principal components.
+      eigenvectors: float32 `[3, 3]`, those components as columns (rows are R, G, B), each signed so
+        that its largest entry is positive.
+      num_examples: images counted.
+    """
+
+    mean_image: np.ndarray
+    channel_mean: np.ndarray
+    stdevs: np.ndarray
+    eigenvectors: np.ndarray
+    num_examples: int
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one .npz file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, **dataclasses.asdict(self))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def compute(
+    source: Source, config: ConfigDict, progress: Callable[[int, int], None] | None = None
+) -> Statistics:
+    """Goes once over all squares of a split, as evaluation sees them.
+
+    Args:
+      source: the images.
+      config: `config.data`.
+      progress: called after each batch with the images done and their number.
+    """
+    size = config.image_size
+    total = np.zeros((size, size, 3))
+    products = np.zeros((3, 3))
+    done = 0
+    for batch in pipeline.eval_batches(source, config, batch_size=_BATCH):
+        images = batch["image"][batch["mask"] > 0].astype(np.float64)
+        total += images.sum(0)
+        pixels = images.reshape(-1, 3)
+        products += pixels.T @ pixels
+        done += len(images)
+        if progress is not None:
+            progress(done, source.num_examples)
+    mean_image = total / done
+    mean = mean_image.mean((0, 1))
+    covariance = products / (done * size**2) - np.outer(mean, mean)
+    variances, components = np.linalg.eigh(covariance)
+    largest = components[np.abs(components).argmax(0), range(3)]
+    return Statistics(
+        mean_image=mean_image.astype(np.float32),
+        channel_mean=mean.astype(np.float32),
+        # Of grey images two variances are zero, and rounding can leave them below.
+        stdevs=np.sqrt(np.maximum(variances, 0)).astype(np.float32),
+        eigenvectors=(components * np.sign(largest)).astype(np.float32),
+        num_examples=done,
+    )
+
+
+def load(path: str | os.PathLike[str]) -> Statistics:
+    """Reads what `Statistics.save` wrote.
+
+    Raises:
+      UsageError: there is no such file, or it holds something else.
+    """
+    fields = [field.name for field in dataclasses.fields(Statistics)]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if sorted(archive.files) != sorted(fields):
+                raise ValueError(f"it holds {', '.join(archive.files)}")
+            arrays = {name: archive[name] for name in fields}
+        _check(arrays)
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"{path} is not a file of statistics ({error}); remove it and compute it again"
+        ) from error
+    return Statistics(**arrays | {"num_examples": int(arrays["num_examples"])})
+
+
+def _check(arrays: dict[str, np.ndarray]) -> None:
+    side = len(arrays["mean_image"]) if arrays["mean_image"].ndim else 0
+    shapes = {
+        "mean_image": (side, side, 3),
+        "channel_mean": (3,),
+        "stdevs": (3,),
+        "eigenvectors": (3, 3),
+    }
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or not array.size or array.dtype != np.float32:
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not float32 {shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} is not finite")
+    count, stdevs, components = (arrays[n] for n in ("num_examples", "stdevs", "eigenvectors"))
+    if count.shape or count.dtype.kind != "i" or count < 1:
+        raise ValueError("num_examples is not a positive integer")
+    if (stdevs < 0).any() or (np.diff(stdevs) < 0).any():
+        raise ValueError("stdevs are not ascending")
+    if not np.allclose(components.T @ components, np.eye(3), atol=1e-4):
+        raise ValueError("eigenvectors are not orthonormal")
+    for name in ("mean_image", "channel_mean"):
+        if arrays[name].min() < 0 or arrays[name].max() > 255:
+            raise ValueError(f"{name} leaves 0-255")

@@ -1,0 +1,77 @@
+"""What the device does to uint8 images before the network: mean, colour, views.
+
+The host sends crops as bytes and three floats of colour a training image; everything in floating
+point happens here.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.data import augment
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How images become the network's input.
+
+    Attributes:
+      mean: `[crop, crop, 3]` or `[3]`, subtracted, on the 0-255 scale. Of a mean image it is the
+        centre, whatever the crop's own place (`convdata_jpeg.py` of the source).
+      scale: multiplied after that (1 in 2012: the network sees grey levels).
+      colour_divisor: divides a training image after its colour shift (1.1 in the source).
+      image_size: side of the whole image at test time, in pixels.
+      crop_size: side of the network's input.
+    """
+
+    mean: np.ndarray
+    scale: float
+    colour_divisor: float
+    image_size: int
+    crop_size: int
+
+    def train(self, batch: dict[str, jax.Array], noise: jax.Array) -> jax.Array:
+        """`image` uint8 `[B, crop, crop, 3]` and `colour` `[B, 3]` to float `[B, crop, crop, 3]`.
+
+        `noise` says whether the colour shift is still on at this step.
+        """
+        shift = jnp.where(noise, batch["colour"], 0)[:, None, None, :]
+        divisor = jnp.where(noise, self.colour_divisor, 1.0)
+        return (batch["image"].astype(jnp.float32) - self.mean + shift) * (self.scale / divisor)
+
+    def centre(self, images_BxSxSx3: jax.Array) -> jax.Array:
+        """The centre crop of whole uint8 images."""
+        offset = (self.image_size - self.crop_size) // 2
+        return self._test(self._crop(images_BxSxSx3, offset, offset))
+
+    def ten_views(self, images_BxSxSx3: jax.Array) -> jax.Array:
+        """Corners and centre, then their mirrors (section 4.1): float `[10, B, crop, crop, 3]`.
+
+        The centre crop is view 4.
+        """
+        offsets = augment.ten_view_offsets(self.image_size, self.crop_size)
+        plain = jnp.stack([self._crop(images_BxSxSx3, int(y), int(x)) for y, x in offsets])
+        views = jnp.concatenate([plain, plain[:, :, :, ::-1]])
+        return self._test(views)
+
+    def _crop(self, images: jax.Array, y: int, x: int) -> jax.Array:
+        return images[..., y : y + self.crop_size, x : x + self.crop_size, :]
+
+    def _test(self, crops: jax.Array) -> jax.Array:
+        return (crops.astype(jnp.float32) - self.mean) * self.scale
+
+
+def build(data: ConfigDict, mean_image: np.ndarray | None) -> Inputs:
+    """The input rule of `config.data`; `mean_image` `[S, S, 3]` where `data.mean` is `image`."""
+    size, crop = data.image_size, data.crop_size
+    if data.mean == "image":
+        assert mean_image is not None
+        offset = (size - crop) // 2
+        mean = np.asarray(mean_image, np.float32)[offset : offset + crop, offset : offset + crop]
+    else:
+        mean = np.asarray(data.channel_mean, np.float32)
+    divisor = 1.1 if data.colour.rule == "source" else 1.0
+    return Inputs(mean, data.scale, divisor, size, crop)

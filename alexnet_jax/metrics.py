@@ -1,0 +1,87 @@
+"""What a run writes about itself: `metrics.jsonl` and a progress bar."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import tqdm
+
+
+class MetricsLog:
+    """Appends one JSON object a line to `workdir/metrics.jsonl`.
+
+    On resume at a step, lines that an earlier run wrote for later steps are dropped: the log holds
+    each step once, as if the run had never stopped.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        """Opens the log, kept up to and including `resume_step`."""
+        path = workdir / "metrics.jsonl"
+        kept = []
+        if path.exists() and resume_step > 0:
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line cut by a crash
+        path.write_text("".join(kept))
+        self._file = path.open("a")
+
+    def write(self, **fields: Any) -> None:
+        """Writes one line, at once."""
+        self._file.write(json.dumps(fields) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, total: int, start: int):
+        """A run of `total` steps that begins at `start`."""
+        self._bar = tqdm.tqdm(
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            smoothing=0.1,
+        )
+        self._plain = self._bar.disable
+
+    def update(self, step: int) -> None:
+        """Moves the bar to `step`."""
+        self._bar.update(step - self._bar.n)
+
+    def show(self, step: int, total: int, line: dict[str, Any], seconds_left: float) -> None:
+        """Shows the latest metrics."""
+        text = (
+            f"epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  "
+            f"top-1 error {line['top1_error']:.3f}  {line['images_per_second']:.1f} images/s"
+        )
+        if self._plain:
+            left = f"{int(seconds_left // 60)}:{int(seconds_left % 60):02d}"
+            print(f"step {step}/{total}  {text}  {left} left", file=sys.stderr, flush=True)
+        else:
+            self._bar.set_postfix_str(text, refresh=False)
+
+    def say(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+    def __enter__(self) -> Self:
+        """The bar itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Ends the bar."""
+        self.close()

@@ -1,0 +1,107 @@
+"""The 2012 update rule and its schedules, in Optax.
+
+The rule (section 5 of the paper, `src/weights.cu` of the source) keeps the learning rate inside
+the velocity: `v = 0.9 v - rate * (gradient + decay * w)`, `w = w + v`. `optax.sgd` multiplies by
+the rate after the momentum instead, which differs at every drop of the rate.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+
+SCHEDULES = ("constant", "steps", "exponential_steps", "plateau")
+
+
+def schedule(
+    optimizer: ConfigDict, steps_per_epoch: int, num_steps: int, *, group: str = "weights"
+) -> Callable[[jax.Array | int], jax.Array]:
+    """The learning rate at a step, for one group of parameters.
+
+    Args:
+      optimizer: `config.optimizer`.
+      steps_per_epoch: to turn epochs into steps.
+      num_steps: of the whole run, which `exponential_steps` divides into equal parts.
+      group: `weights`, `biases` or `conv1` (the weights of the first layer, which the source
+        slowed down and froze before the rest).
+
+    `plateau` is constant here: its drops depend on the validation error and reach the update as
+    `rate_scale`.
+    """
+    rate = optimizer.learning_rate
+    if group == "biases":
+        rate *= optimizer.bias_rate_multiplier
+        if not optimizer.biases_follow_schedule:
+            return optax.constant_schedule(rate)
+    if optimizer.schedule == "steps":
+        epochs = optimizer.drop_epochs
+        if group == "conv1" and optimizer.conv1_drop_epochs:
+            epochs = optimizer.conv1_drop_epochs
+        drops = {epoch * steps_per_epoch: optimizer.drop_factor for epoch in epochs}
+        freeze = optimizer.conv1_freeze_epoch
+        if group == "conv1" and freeze:
+            drops[freeze * steps_per_epoch] = 0.0
+        return optax.piecewise_constant_schedule(rate, drops)
+    if optimizer.schedule == "exponential_steps":
+        # dexp[tgtFactor, numSteps] of the source: numSteps equal rates a constant factor apart.
+        steps, factor = optimizer.exponential_steps, optimizer.exponential_factor
+        if group == "biases":
+            steps, factor = optimizer.bias_exponential_steps, optimizer.bias_exponential_factor
+        drop = factor ** (-1 / (steps - 1)) if steps > 1 else 1.0
+        bounds = {round(num_steps * i / steps): drop for i in range(1, steps)}
+        return optax.piecewise_constant_schedule(rate, bounds)
+    if optimizer.schedule in ("constant", "plateau"):
+        return optax.constant_schedule(rate)
+    raise UsageError(
+        f"config.optimizer.schedule = {optimizer.schedule!r}: use one of {', '.join(SCHEDULES)}"
+    )
+
+
+def _scale_by_rate(rate: Callable) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by minus the rate of the step, and by `rate_scale` if the update is given one."""
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(updates, state, params=None, *, rate_scale=1.0, **extra):
+        del params, extra
+        step_size = -rate(state.count) * rate_scale
+        updates = jax.tree.map(lambda u: (step_size * u).astype(u.dtype), updates)
+        return updates, optax.ScaleByScheduleState(count=state.count + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def sgd_2012(
+    config: ConfigDict, steps_per_epoch: int, num_steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Momentum with decay and rate inside the velocity, per group of parameters.
+
+    `update(..., rate_scale=s)` multiplies every rate by `s` (the plateau schedule's drops).
+    """
+    optimizer, layers = config.optimizer, config.model.layers
+    order = config.model.layer_order
+
+    def labels(params: dict) -> dict:
+        return {name: {kind: f"{name}/{kind}" for kind in leaf} for name, leaf in params.items()}
+
+    groups = {}
+    for i, name in enumerate(order):
+        decay = layers[name].weight_decay
+        decay = optimizer.weight_decay if decay is None else decay
+        for kind, group, wd in (
+            ("kernel", "weights" if i else "conv1", decay),
+            ("bias", "biases", decay if optimizer.decay_biases else 0.0),
+        ):
+            groups[f"{name}/{kind}"] = optax.chain(
+                optax.add_decayed_weights(wd),
+                _scale_by_rate(schedule(optimizer, steps_per_epoch, num_steps, group=group)),
+            )
+    return optax.chain(
+        optax.partition(groups, labels), optax.trace(decay=optimizer.momentum)
+    )

@@ -1,0 +1,236 @@
+"""Where the towers run: the three placements of one per-tower function.
+
+The network and the train step are written for one tower. A placement maps that function over the
+towers (axis `tower`) and over parts of the batch (axis `data`); nothing else in the code knows:
+
+  vmap   one device holds every tower
+  pmap   one tower a device, the split of 2012
+  mesh   a grid of (data, tower) over all devices of all processes
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+from alexnet_jax.models.layers import TOWER
+
+DATA = "data"
+PLACEMENTS = ("auto", "vmap", "pmap", "mesh")
+
+# XLA's YNNPACK convolutions run at a third of the speed of its Eigen ones on x86 CPUs, and more so
+# for weight gradients; see benchmarks/NOTES.md.
+_FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+
+Spread = Literal["tower", "batch", "same"]
+"""How an argument or result is laid out: a leading axis of towers, a leading axis of examples
+(split over `data`), or one value that every device holds."""
+
+
+def prepare_host(towers: int) -> None:
+    """Settings that must be in place before JAX starts its backend.
+
+    A CPU host gets one device a tower, so that the default run there is a real split, and the
+    convolutions that are fast there. The user's own XLA_FLAGS win. No effect on GPU and TPU.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_experimental_ynn_fusion_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{_FAST_CPU_CONVOLUTIONS} {flags}".strip()
+    if "xla_force_host_platform_device_count" not in flags and not os.environ.get(
+        "JAX_NUM_CPU_DEVICES"
+    ):
+        jax.config.update("jax_num_cpu_devices", towers)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One way to run a per-tower function.
+
+    Attributes:
+      name: `vmap`, `pmap` or `mesh`.
+      mesh: devices as (data, tower); one row of them under `pmap`, a single one under `vmap`.
+    """
+
+    name: str
+    mesh: Mesh
+
+    @property
+    def data_parallel(self) -> int:
+        """Into how many parts a batch is split."""
+        return self.mesh.shape[DATA]
+
+    def describe(self) -> str:
+        """Such as `mesh 4 x 2 (data x tower), 8 cpu devices`."""
+        devices = self.mesh.devices
+        kind = devices.flat[0].device_kind
+        grid = f" {devices.shape[0]} x {devices.shape[1]} (data x tower)"
+        plural = "s" if devices.size > 1 else ""
+        return f"{self.name}{grid if self.name == 'mesh' else ''}, {devices.size} {kind} device{plural}"
+
+    def sum_over_data(self, tree: Any) -> Any:
+        """Inside a mapped function: the sum of every leaf over the parts of the batch."""
+        return lax.psum(tree, DATA) if self.name == "mesh" else tree
+
+    def spread(
+        self,
+        fn: Callable[..., Any],
+        inputs: tuple[Spread, ...],
+        outputs: Spread | tuple[Spread, ...],
+        donate: tuple[int, ...] = (),
+    ) -> Callable[..., Any]:
+        """Compiles `fn`, written for one tower and one part of the batch, for all of them.
+
+        Args:
+          fn: sees each `tower` argument without its leading axis and each `batch` argument with
+            its share of the examples; may use collectives over the axis `tower`.
+          inputs: the layout of each argument (a pytree counts as one).
+          outputs: the layout of each result.
+          donate: arguments whose buffers the results may take over.
+        """
+        if self.name == "vmap":
+            axes = tuple(0 if kind == "tower" else None for kind in inputs)
+            mapped = jax.vmap(fn, in_axes=axes, out_axes=0, axis_name=TOWER)
+
+            def run(*args: Any) -> Any:
+                # What is not a tower's own is the same in all: keep the first.
+                def first(kind: Spread, out: Any) -> Any:
+                    return out if kind == "tower" else jax.tree.map(lambda x: x[0], out)
+
+                out = mapped(*args)
+                if isinstance(outputs, str):
+                    return first(outputs, out)
+                return tuple(first(kind, x) for kind, x in zip(outputs, out, strict=True))
+
+            return jax.jit(run, donate_argnums=donate)
+        if self.name == "pmap":
+            axes = tuple(0 if kind == "tower" else None for kind in inputs)
+            out_axes = jax.tree.map(lambda kind: 0 if kind == "tower" else None, outputs)
+            return jax.pmap(
+                fn,
+                axis_name=TOWER,
+                in_axes=axes,
+                out_axes=out_axes,
+                devices=list(self.mesh.devices.flat),
+                donate_argnums=donate,
+            )
+
+        def inside(*args: Any) -> Any:
+            args = [
+                jax.tree.map(lambda x: x[0], arg) if kind == "tower" else arg
+                for kind, arg in zip(inputs, args, strict=True)
+            ]
+
+            def widen(kind: Spread, out: Any) -> Any:
+                return jax.tree.map(lambda x: x[None], out) if kind == "tower" else out
+
+            out = fn(*args)
+            if isinstance(outputs, str):
+                return widen(outputs, out)
+            return tuple(widen(kind, x) for kind, x in zip(outputs, out, strict=True))
+
+        # check_vma=False gives psum and all_gather pmap's transposes, which the loss counts on.
+        mapped = jax.shard_map(
+            inside,
+            mesh=self.mesh,
+            in_specs=tuple(_SPECS[kind] for kind in inputs),
+            out_specs=jax.tree.map(lambda kind: _SPECS[kind], outputs),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donate)
+
+    def put_towers(self, tree: Any) -> Any:
+        """Places host arrays that have a leading axis of towers (whole on every process)."""
+        if self.name == "vmap":
+            return jax.device_put(tree, self.mesh.devices.flat[0])
+        return self._put(tree, "tower")
+
+    def put_batch(self, batch: Any) -> Any:
+        """Places this process's part of a batch of host arrays."""
+        if self.name == "vmap":
+            return jax.device_put(batch, self.mesh.devices.flat[0])
+        sharding = NamedSharding(self.mesh, _SPECS["batch"])
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+        )
+
+    def _put(self, tree: Any, kind: Spread) -> Any:
+        sharding = NamedSharding(self.mesh, _SPECS[kind])
+
+        def put(x: Any) -> jax.Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(put, tree)
+
+
+_SPECS = {
+    "tower": PartitionSpec(TOWER),
+    "batch": PartitionSpec(DATA),
+    "same": PartitionSpec(),
+}
+
+
+def to_host(tree: Any) -> Any:
+    """Copies results to NumPy: `same` results from one device, stacked ones whole."""
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return np.asarray(x.addressable_shards[0].data)
+        return np.asarray(x)
+
+    return jax.tree.map(fetch, tree)
+
+
+def place(config: ConfigDict) -> Placement:
+    """The placement that `config.placement` asks for, over the devices found.
+
+    Raises:
+      UsageError: if the devices do not fit, or the batch does not divide; names the field.
+    """
+    name, towers, devices = config.placement, config.model.towers, jax.devices()
+    if name not in PLACEMENTS:
+        raise UsageError(f"config.placement = {name!r}: use one of {', '.join(PLACEMENTS)}")
+    found = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
+    if name == "auto":
+        if len(devices) == 1:
+            name = "vmap"
+        elif towers > 1 and len(devices) == towers and jax.process_count() == 1:
+            name = "pmap"
+        else:
+            name = "mesh"
+    if name == "vmap":
+        grid = np.array(devices[:1]).reshape(1, 1)
+    elif name == "pmap":
+        if len(devices) < towers:
+            raise UsageError(
+                f"config.placement = 'pmap' needs {towers} devices, one a tower; found {found}: "
+                "use --config.placement=vmap"
+            )
+        grid = np.array(devices[:towers]).reshape(1, towers)
+    else:
+        if len(devices) % towers:
+            raise UsageError(
+                f"config.placement = 'mesh' needs a multiple of {towers} devices "
+                f"(config.model.towers); found {found}: use --config.placement=vmap, or hide a "
+                "device with CUDA_VISIBLE_DEVICES"
+            )
+        # jax.devices() lists a process's devices side by side, so pairs stay inside a host.
+        grid = np.array(devices).reshape(-1, towers)
+    mesh = Mesh(grid, (DATA, TOWER))
+    for field, size in (
+        ("batch_size", config.batch_size),
+        ("evaluate.batch_size", config.evaluate.batch_size),
+    ):
+        if size % mesh.shape[DATA]:
+            raise UsageError(
+                f"config.{field} = {size} does not divide over {mesh.shape[DATA]} data-parallel "
+                f"groups of {towers}: use a multiple of {mesh.shape[DATA]}"
+            )
+    return Placement(name, mesh)

@@ -1,0 +1,367 @@
+"""The train step, visible whole, and the run around it."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import evaluate as evaluation
+from alexnet_jax import inputs as input_rules
+from alexnet_jax import optim, parallel
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import validate
+from alexnet_jax.data import pipeline, statistics
+from alexnet_jax.data.sources import Source, open_source
+from alexnet_jax.errors import UsageError
+from alexnet_jax.metrics import MetricsLog, Progress
+from alexnet_jax.models import tower as towers
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step reads and writes; on the host every leaf has a leading axis of towers."""
+
+    step: jax.Array
+    params: dict
+    opt_state: Any
+    rate_scale: jax.Array  # the plateau schedule's drops so far, as a factor
+
+
+def init_state(
+    config: ConfigDict, tower: towers.Tower, tx: optax.GradientTransformation
+) -> TrainState:
+    """A fresh stacked state, the same under any placement."""
+    params = towers.init(tower, jax.random.key(config.seed), config.data.crop_size)
+    # Broadcast the plain numbers of Optax's state: one copy a tower.
+    opt_state = jax.vmap(tx.init)(params)
+    return TrainState(
+        step=jnp.zeros([tower.towers], jnp.int32),
+        params=params,
+        opt_state=opt_state,
+        rate_scale=jnp.ones([tower.towers], jnp.float32),
+    )
+
+
+def make_train_step(
+    config: ConfigDict,
+    tower: towers.Tower,
+    inputs: input_rules.Inputs,
+    tx: optax.GradientTransformationExtraArgs,
+    placement: parallel.Placement,
+    steps_per_epoch: int,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Compiles one step: forward, backward, update, for every tower and part of the batch.
+
+    The batch holds `image`, `label`, `colour` and `index` (see `data.pipeline`). The metrics are
+    means over the global batch, computed before the update.
+    """
+    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        images = inputs.train(batch, noise=state.step < noisy_steps)
+        step_key = jax.random.fold_in(dropout_key, state.step)
+
+        def loss_fn(params: dict) -> tuple[jax.Array, jax.Array]:
+            logits = tower.apply({"params": params}, images, step_key, batch["index"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            loss = jnp.sum(losses) / config.batch_size
+            # Every tower computes the same loss, and the transposes of psum and all_gather add up
+            # what all towers ask of a value: each must ask for its share only.
+            return loss / tower.towers, logits
+
+        gradients, logits = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients = placement.sum_over_data(gradients)
+        updates, opt_state = tx.update(
+            gradients, state.opt_state, state.params, rate_scale=state.rate_scale
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        top1, top5 = evaluation.top_errors(logits, batch["label"])
+        sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
+        sums = placement.sum_over_data(sums)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            rate_scale=state.rate_scale,
+        )
+        return new_state, jax.tree.map(lambda x: x / config.batch_size, sums)
+
+    return placement.spread(train_step, ("tower", "batch"), ("tower", "same"), donate=(0,))
+
+
+@dataclasses.dataclass
+class Plateau:
+    """Drops the rate when the validation error stops falling (section 5), at most so many times."""
+
+    best: float = math.inf
+    stale: int = 0
+    drops: int = 0
+
+    def observe(self, error: float, optimizer: ConfigDict) -> float:
+        """Takes the error of an evaluation; returns the factor on the rate from here on."""
+        if error < self.best:
+            self.best, self.stale = error, 0
+        else:
+            self.stale += 1
+        if self.stale >= optimizer.plateau_patience and self.drops < optimizer.plateau_drops:
+            self.drops, self.stale = self.drops + 1, 0
+        return optimizer.drop_factor**self.drops
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Trains to the end of `config`, resuming from `workdir` if it holds a checkpoint.
+
+    Returns:
+      The content of `workdir/result.json`.
+
+    Raises:
+      UsageError: whatever the person running can mend, before anything compiles.
+    """
+    validate(config)
+    placement = parallel.place(config)
+    sources = open_sources(config)
+    train_source, test_source = sources["train"], sources["test"]
+    steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
+    if steps_per_epoch < 1:
+        raise UsageError(
+            f"config.batch_size = {config.batch_size}: larger than the {train_source.num_examples} "
+            f"training examples of {config.data.source}"
+        )
+    num_steps = round(config.num_epochs * steps_per_epoch)
+    prepare_workdir(config, workdir)
+    tower = towers.build(config.model)
+    inputs = build_inputs(config, train_source, workdir)
+    tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
+    rate = optim.schedule(config.optimizer, steps_per_epoch, num_steps)
+
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    state, plateau, start = init_state(config, tower, tx), Plateau(), 0
+    if (latest := checkpoints.latest_step()) is not None:
+        state, extra = checkpoints.restore(latest, state)
+        plateau, start = Plateau(**extra), latest
+    state = placement.put_towers(state)
+    write_json(workdir / "env.json", environment(placement))
+    log = MetricsLog(workdir, start)
+    say = f"{config.data.source}: {train_source.num_examples} training images, {num_steps} steps"
+    print(f"{placement.describe()}; {say}, from step {start}", file=sys.stderr, flush=True)
+
+    train_step = make_train_step(config, tower, inputs, tx, placement, steps_per_epoch)
+    eval_step = evaluation.make_eval_step(tower, inputs, placement, views=1)
+    eval_steps = max(round(config.evaluate.every_epochs * steps_per_epoch), 1)
+    batches = pipeline.train_batches(
+        train_source,
+        config.data,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    sums: dict[str, float] = {}
+    pending, waited, since, steps_since = None, 0.0, time.perf_counter(), 0
+    with Progress(num_steps, start) as progress:
+        for step in range(start + 1, num_steps + 1):
+            before = time.perf_counter()
+            batch = placement.put_batch(next(batches))
+            waited += time.perf_counter() - before
+            state, metrics = train_step(state, batch)
+            # A step's metrics are fetched while the next one runs; the last of a logged stretch
+            # at once, so that its time is counted in full.
+            logged = step % config.log_every_steps == 0 or step in (start + 1, num_steps)
+            evaluated = step % eval_steps == 0 or step == num_steps
+            for done in (pending, metrics if logged or evaluated else None):
+                for name, value in parallel.to_host(done or {}).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            pending = None if logged or evaluated else metrics
+            steps_since += 1
+            progress.update(step)
+            if logged or evaluated:
+                elapsed = time.perf_counter() - since
+                line = {name: value / steps_since for name, value in sums.items()}
+                line |= {
+                    "step": step,
+                    "epoch": step / steps_per_epoch,
+                    "split": "train",
+                    "images_per_second": steps_since * config.batch_size / elapsed,
+                    "data_wait_fraction": waited / elapsed,
+                    "learning_rate": float(rate(step - 1))
+                    * config.optimizer.drop_factor**plateau.drops,
+                }
+                log.write(**line)
+                seconds_left = (num_steps - step) * elapsed / steps_since
+                progress.show(step, num_steps, line, seconds_left)
+                sums, steps_since = {}, 0
+            error = None
+            if evaluated:
+                for split in config.evaluate.splits:
+                    fields = evaluation.evaluate(
+                        eval_step, state.params, sources[split], config, placement, views=1
+                    )
+                    log.write(step=step, epoch=step / steps_per_epoch, split=split, **fields)
+                    progress.say(
+                        f"step {step}  {split}: loss {fields['loss']:.4f}, "
+                        f"top-1 error {fields['top1_error']:.4f}"
+                    )
+                    error = fields["top1_error"]
+                if config.optimizer.schedule == "plateau":
+                    scale = plateau.observe(error, config.optimizer)
+                    full = np.full([tower.towers], scale, np.float32)
+                    state = state.replace(rate_scale=placement.put_towers(full))
+            if evaluated or step % config.checkpoint_every_steps == 0:
+                checkpoints.save(step, state, dataclasses.asdict(plateau), error)
+            if logged or evaluated:
+                waited, since = 0.0, time.perf_counter()
+    checkpoints.close()
+    log.close()
+
+    result = {
+        "seed": config.seed,
+        "steps": num_steps,
+        "placement": placement.name,
+        "devices": placement.mesh.devices.size,
+        "parameters_sha256": parameters_sha256(parallel.to_host(state.params)),
+    }
+    views = config.evaluate.final_views
+    eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
+    for split in config.evaluate.splits:
+        result[split] = evaluation.evaluate(
+            eval_step, state.params, sources[split], config, placement, views
+        )
+    if jax.process_index() == 0:
+        write_json(workdir / "result.json", result)
+    return result
+
+
+def open_sources(config: ConfigDict) -> dict[str, Source]:
+    """The training and the test split.
+
+    Raises:
+      UsageError: if a data set is missing, or its classes are not those of the network.
+    """
+    data = config.data
+    sources = {
+        "train": open_source(data.source, data.train_split),
+        "test": open_source(data.source, data.test_split),
+    }
+    for source in sources.values():
+        if source.num_classes != config.model.num_classes:
+            raise UsageError(
+                f"config.model.num_classes = {config.model.num_classes}, but {data.source} has "
+                f"{source.num_classes} classes: set --config.model.num_classes="
+                f"{source.num_classes}"
+            )
+    return sources
+
+
+def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> input_rules.Inputs:
+    """The input rule; a mean image is computed over the training split once, into the workdir."""
+    mean_image = None
+    if config.data.mean == "image":
+        path = workdir / "statistics.npz"
+        if not path.exists():
+            print("computing the mean image of the training split", file=sys.stderr, flush=True)
+            statistics.compute(train_source, config.data).save(path)
+        mean_image = statistics.Statistics.load(path).mean_image
+    return input_rules.build(config.data, mean_image)
+
+
+def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Creates the folder and writes `config.json`.
+
+    Raises:
+      UsageError: if it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"--workdir={workdir}: {error.strerror or error}: choose a folder that can be written"
+        ) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes one of a workdir's JSON files, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def environment(placement: parallel.Placement) -> dict[str, Any]:
+    """What a run's numbers depend on besides its config: versions, revision, devices, command."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    folder = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return ""
+        return done.stdout.strip()
+
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "git_revision": git("rev-parse", "HEAD"),
+        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "placement": placement.describe(),
+        "devices": [str(device) for device in placement.mesh.devices.flat],
+        "processes": jax.process_count(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def parameters_sha256(params: Any) -> str:
+    """A checksum over names, shapes and bytes of every parameter."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def evaluate_workdir(
+    config: ConfigDict, workdir: Path, views: int, split: str
+) -> dict[str, float]:
+    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
+
+    Raises:
+      UsageError: if there is no checkpoint, or the data set is missing.
+    """
+    placement = parallel.place(config)
+    sources = open_sources(config)
+    tower = towers.build(config.model)
+    like = init_state(config, tower, optim.sgd_2012(config, 1, 1))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise UsageError(f"--workdir={workdir}: holds no checkpoint: run train first")
+    state, _ = checkpoints.restore(step, like)
+    inputs = build_inputs(config, sources["train"], workdir)
+    eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
+    params = placement.put_towers(state.params)
+    fields = evaluation.evaluate(eval_step, params, sources[split], config, placement, views)
+    return {"step": step, "split": split, **fields}
