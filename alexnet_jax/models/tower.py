@@ -69,7 +69,7 @@ class Tower(nn.Module):
             x = self._layer(layer, x)
             for op in layer.then:
                 x = self._then(op, layer, x, dropout_key, index_B)
-            self.sow("intermediates", layer.name, x)
+            self.sow("intermediates", f"{layer.name}_out", x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def _layer(self, layer: table.Layer, x: jax.Array) -> jax.Array:

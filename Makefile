@@ -1,0 +1,28 @@
+# Needs python3 (3.11 to 3.13) and make, nothing else.
+PYTHON ?= python3
+RUN = .venv/bin/python
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
+	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+test: .venv/done  ## Run the tests.
+	$(RUN) -m pytest
+
+lint: .venv/done  ## Check style.
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# The last line marks a whole environment: an install that was cut short is done again.
+.venv/done: requirements.txt
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit( \
+	  "Python 3.11 to 3.13 is needed, this is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2])'
+	rm -rf .venv
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:  ## Remove the environment and the caches, not the runs.
+	rm -rf .venv .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

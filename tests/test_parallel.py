@@ -1,0 +1,155 @@
+"""The same loss, gradients and training under every placement, and in one merged column."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import inputs, optim, parallel
+from alexnet_jax.config import default
+from alexnet_jax.errors import UsageError
+from alexnet_jax.models import layers, tower
+from alexnet_jax.models.towers import merge_towers
+from alexnet_jax.train import init_state, make_train_step
+from tests.reference import grouped_network
+from tests.support import PLACEMENTS, placement_of, tiny_config
+
+BATCH = 8
+
+
+def article_net(exchange="inputs"):
+    """The full depth and input size, a sixteenth as wide, weights large enough to matter."""
+    config = default()
+    config.model.width = 1 / 16
+    config.model.num_classes = 37  # odd, and no multiple of anything
+    config.model.layers.fc6.exchange = exchange
+    for name in config.model.layer_order:
+        config.model.layers[name].init_std = 0.05
+        config.model.layers[name].bias = 0.1
+    return config
+
+
+def a_batch(classes, size=224, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (BATCH, size, size, 3), np.uint8),
+        "label": rng.integers(0, classes, BATCH).astype(np.int32),
+        "index": rng.permutation(1000)[:BATCH].astype(np.int32),
+        "colour": rng.normal(0, 5, (BATCH, 3)).astype(np.float32),
+    }
+
+
+def loss_and_gradients(config, placement, batch, key):
+    net = tower.build(config.model)
+    params = tower.init(net, jax.random.key(0), config.data.crop_size)
+
+    def step(params, batch):
+        images = batch["image"].astype(jnp.float32) - 120
+
+        def loss_fn(params):
+            logits = net.apply({"params": params}, images, key, batch["index"])
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            return losses.sum() / BATCH / net.towers, losses.sum() / BATCH
+
+        gradients, loss = jax.grad(loss_fn, has_aux=True)(params)
+        return placement.sum_over_data(gradients), placement.sum_over_data(loss)
+
+    run = placement.spread(step, ("tower", "batch"), ("tower", "same"))
+    gradients, loss = run(placement.put_towers(params), placement.put_batch(batch))
+    return float(loss), jax.tree.map(np.asarray, gradients), jax.tree.map(np.asarray, params)
+
+
+def merged_loss_and_gradients(config, params, batch, key):
+    net = tower.build(config.model)
+    masks = {}
+    for i, layer in enumerate(net.layers):
+        if "dropout" in layer.then:
+            layer_key = jax.random.fold_in(key, i)
+            parts = [
+                layers.dropout_mask(layer_key, batch["index"], t, (layer.features,), 0.5)
+                for t in range(2)
+            ]
+            masks[layer.name] = jnp.concatenate(parts, -1)
+    images = batch["image"].astype(np.float32) - 120
+
+    def loss_fn(merged):
+        logits = grouped_network(config.model, merged, images, masks)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    loss, gradients = jax.value_and_grad(loss_fn)(merge_towers(params, net.layers))
+    return float(loss), gradients
+
+
+def relative(a, b):
+    return np.linalg.norm(a - b) / np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("exchange", ["inputs", "partial_sums"])
+def test_loss_and_every_gradient_equal_the_merged_network(exchange):
+    config, key = article_net(exchange), jax.random.key(7)
+    batch = a_batch(config.model.num_classes)
+    net_layers = tower.build(config.model).layers
+    first = None
+    for name, (kind, data) in PLACEMENTS.items():
+        if name in ("mesh 1 x 2", "mesh 2 x 2") and exchange == "inputs":
+            continue
+        placement = placement_of(kind, data)
+        loss, gradients, params = loss_and_gradients(config, placement, batch, key)
+        if first is None:
+            first = merged_loss_and_gradients(config, params, batch, key)
+        assert loss == pytest.approx(first[0], rel=1e-5), name
+        merged = merge_towers(gradients, net_layers)
+        for layer, leaves in first[1].items():
+            for part, expected in leaves.items():
+                assert np.linalg.norm(expected) > 0
+                assert relative(merged[layer][part], expected) < 1e-5, (name, layer, part)
+        # Every tower's copy of the last bias gets the whole gradient.
+        np.testing.assert_allclose(gradients["fc8"]["bias"][0], gradients["fc8"]["bias"][1])
+
+
+def test_twenty_steps_give_the_same_losses_everywhere():
+    config = tiny_config()
+    config.batch_size = BATCH
+    with config.unlocked():
+        config.data.colour.rule = "source"
+    losses = {}
+    for name, (kind, data) in PLACEMENTS.items():
+        placement = placement_of(kind, data)
+        net, tx = tower.build(config.model), optim.sgd_2012(config, 10, 20)
+        rule = inputs.build(config.data, None)
+        step = make_train_step(config, net, rule, tx, placement, steps_per_epoch=10)
+        state = placement.put_towers(init_state(config, net, tx))
+        losses[name] = []
+        for i in range(20):
+            state, metrics = step(state, placement.put_batch(a_batch(10, 32, seed=i)))
+            losses[name].append(float(parallel.to_host(metrics)["loss"]))
+    assert np.ptp(losses["vmap"]) > 1e-3  # it does move
+    for name, values in losses.items():
+        np.testing.assert_allclose(values, losses["vmap"], rtol=1e-4, err_msg=name)
+
+
+def test_the_placement_follows_from_the_devices():
+    config = default()
+    assert parallel.place(config).describe().startswith("mesh 4 x 2")
+    for name in ("vmap", "pmap"):
+        config.placement = name
+        assert parallel.place(config).name == name
+        assert parallel.place(config).data_parallel == 1
+
+
+@pytest.mark.parametrize(
+    "changes,field",
+    [
+        ({"placement": "pamp"}, "placement"),
+        ({"placement": "mesh", "batch_size": 130}, "batch_size"),
+        ({"placement": "mesh", "model.towers": 3}, "placement"),
+        ({"placement": "pmap", "model.towers": 16}, "placement"),
+        ({"placement": "mesh", "evaluate.batch_size": 6}, "evaluate.batch_size"),
+    ],
+)
+def test_devices_that_do_not_fit_are_named(changes, field):
+    config = default()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UsageError, match=rf"^config\.{field} ="):
+        parallel.place(config)
