@@ -160,7 +160,11 @@ def _plain(error: Exception, arguments: list[str]) -> str:
     """A parser's error as one line that names the field as it was typed."""
     text = " ".join(str(error).split())
     # What a config file raised comes with its whole traceback; its last line says what is wrong.
-    text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1] if "Traceback" in text else text
+    text = (
+        re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
+        if "Traceback" in text
+        else text
+    )
     if isinstance(error, (AttributeError, KeyError)):
         # ml_collections names the last part of the path only.
         words = re.findall(r"\w+", text)

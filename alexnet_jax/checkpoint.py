@@ -22,9 +22,7 @@ class Checkpoints:
             get_metric_fn=lambda metrics: metrics["top1_error"], reverse=True, n=1
         )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(keep), best]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
         self._manager = ocp.CheckpointManager(workdir.resolve() / "checkpoints", options=options)
 

@@ -16,6 +16,7 @@ from alexnet_jax.models import layers as ops
 from alexnet_jax.models import table
 from alexnet_jax.models.alexnet import alexnet
 
+
 def default() -> ConfigDict:
     """A fresh, locked configuration: the article's network and the 2012 training rule."""
     config = ConfigDict()
@@ -112,9 +113,7 @@ def validate(config: ConfigDict) -> None:
     _choice(config, "data.resize", ("short_side", "stretch"))
     _choice(config, "data.mean", ("channel", "image"))
     _choice(config, "data.colour.rule", ("none", "source", "paper"))
-    _choice(
-        config, "optimizer.schedule", ("constant", "steps", "exponential_steps", "plateau")
-    )
+    _choice(config, "optimizer.schedule", ("constant", "steps", "exponential_steps", "plateau"))
     at_least = (
         ("seed", 0), ("batch_size", 1), ("log_every_steps", 1), ("checkpoint_every_steps", 1),
         ("keep_checkpoints", 1), ("model.num_classes", 2), ("model.towers", 1),

@@ -50,7 +50,10 @@ def make_eval_step(
             flat = views_VxBxHxWx3.reshape(-1, *views_VxBxHxWx3.shape[2:])
             logits_VxBxC = logits_of(flat).reshape(*views_VxBxHxWx3.shape[:2], -1)
             top1, top5 = top_errors(jax.nn.softmax(logits_VxBxC).mean(0), batch["label"])
-            sums["top1_error_10"], sums["top5_error_10"] = jnp.sum(top1 * mask), jnp.sum(top5 * mask)
+            sums["top1_error_10"], sums["top5_error_10"] = (
+                jnp.sum(top1 * mask),
+                jnp.sum(top5 * mask),
+            )
             logits = logits_VxBxC[4]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         top1, top5 = top_errors(logits, batch["label"])

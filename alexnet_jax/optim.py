@@ -102,6 +102,4 @@ def sgd_2012(
                 optax.add_decayed_weights(wd),
                 _scale_by_rate(schedule(optimizer, steps_per_epoch, num_steps, group=group)),
             )
-    return optax.chain(
-        optax.partition(groups, labels), optax.trace(decay=optimizer.momentum)
-    )
+    return optax.chain(optax.partition(groups, labels), optax.trace(decay=optimizer.momentum))

@@ -47,7 +47,7 @@ def init_state(
     config: ConfigDict, tower: towers.Tower, tx: optax.GradientTransformation
 ) -> TrainState:
     """A fresh stacked state, the same under any placement."""
-    params = towers.init(tower, jax.random.key(config.seed), config.data.crop_size)
+    params = towers.init(tower, config.seed, config.data.crop_size)
     # Broadcast the plain numbers of Optax's state: one copy a tower.
     opt_state = jax.vmap(tx.init)(params)
     return TrainState(
@@ -279,7 +279,7 @@ def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> inp
         if not path.exists():
             print("computing the mean image of the training split", file=sys.stderr, flush=True)
             statistics.compute(train_source, config.data).save(path)
-        mean_image = statistics.Statistics.load(path).mean_image
+        mean_image = statistics.load(path).mean_image
     return input_rules.build(config.data, mean_image)
 
 
@@ -307,7 +307,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def environment(placement: parallel.Placement) -> dict[str, Any]:
     """What a run's numbers depend on besides its config: versions, revision, devices, command."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+    packages = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "tensorflow-datasets",
+        "numpy",
+    )
     folder = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -343,9 +351,7 @@ def parameters_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def evaluate_workdir(
-    config: ConfigDict, workdir: Path, views: int, split: str
-) -> dict[str, float]:
+def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, float]:
     """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
 
     Raises:

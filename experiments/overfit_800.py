@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 def _imagenet():
     """The neighbouring file; experiments are files, not a package."""
-    spec = importlib.util.spec_from_file_location("imagenet", Path(__file__).with_name("imagenet.py"))
+    spec = importlib.util.spec_from_file_location(
+        "imagenet", Path(__file__).with_name("imagenet.py")
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -42,7 +42,7 @@ def a_batch(classes, size=224, seed=0):
 
 def loss_and_gradients(config, placement, batch, key):
     net = tower.build(config.model)
-    params = tower.init(net, jax.random.key(0), config.data.crop_size)
+    params = tower.init(net, 0, config.data.crop_size)
 
     def step(params, batch):
         images = batch["image"].astype(jnp.float32) - 120

@@ -53,7 +53,9 @@ def alexnet() -> ConfigDict:
         conv5=layer_row("conv", 256, 3, padding=(1, 1), then=("activation", "max_pool")),
         fc6=layer_row("dense", 4096, exchange="inputs", then=("activation", "dropout")),
         fc7=layer_row("dense", 4096, exchange="inputs", then=("activation", "dropout")),
-        fc8=layer_row("dense", model.get_oneway_ref("num_classes"), exchange="partial_sums", then=()),
+        fc8=layer_row(
+            "dense", model.get_oneway_ref("num_classes"), exchange="partial_sums", then=()
+        ),
     )
     model.layer_order = tuple(rows)
     model.layers = ConfigDict(rows)

@@ -203,9 +203,7 @@ def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) ->
         padding = [(0, 0, 0)] * x.ndim
         padding[axis] = (before, after, 0)
         padded = lax.pad(x, jnp.zeros((), x.dtype), padding)
-        x = sum(
-            lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(before + 1 + after)
-        )
+        x = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(before + 1 + after))
     return x
 
 

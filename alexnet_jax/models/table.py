@@ -197,7 +197,9 @@ def count(model: ConfigDict, crop_size: int) -> tuple[LayerCount, ...]:
             parameters = seen * width + width
         else:
             if len(shape) != 3:
-                raise UsageError(f"config.model.layers.{layer.name}: no map left for a {layer.kind}")
+                raise UsageError(
+                    f"config.model.layers.{layer.name}: no map left for a {layer.kind}"
+                )
             side = conv_size(shape[0], layer)
             if side < 1:
                 raise UsageError(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
@@ -79,7 +80,7 @@ class Tower(nn.Module):
         if layer.kind == "dense":
             x = x.reshape(x.shape[0], -1)
         kernel_shape, bias_shape = self._shapes(layer, x.shape)
-        kernel, bias = _Parameters(layer, kernel_shape, bias_shape, name=layer.name)()
+        kernel, bias = _Parameters(kernel_shape, bias_shape, name=layer.name)()
         kernel, bias = kernel.astype(x.dtype), bias.astype(x.dtype)
         if layer.kind == "conv":
             return ops.conv(x, kernel, layer.stride, layer.padding) + bias
@@ -89,8 +90,8 @@ class Tower(nn.Module):
         if layer.last:
             # Every tower holds the whole bias. It sees 1/towers of the loss, so its gradient is
             # 1/towers too: the second term, zero in value, makes up for it without an exchange.
-            return lax.psum(y, ops.TOWER) + bias + (self.towers - 1) * (
-                bias - lax.stop_gradient(bias)
+            return (
+                lax.psum(y, ops.TOWER) + bias + (self.towers - 1) * (bias - lax.stop_gradient(bias))
             )
         if layer.exchange == "partial_sums":
             y = lax.psum_scatter(y, ops.TOWER, scatter_dimension=1, tiled=True)
@@ -142,19 +143,17 @@ class Tower(nn.Module):
 
 
 class _Parameters(nn.Module):
-    """Kernel and bias of one layer: Gaussian and constant (section 5)."""
+    """Names and shapes of one layer's kernel and bias; `init` draws their values."""
 
-    layer: table.Layer
     kernel_shape: tuple[int, ...]
     bias_shape: tuple[int, ...]
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        normal = nn.initializers.normal(self.layer.init_std)
-        constant = nn.initializers.constant(self.layer.bias)
+        zeros = nn.initializers.zeros_init()
         return (
-            self.param("kernel", normal, self.kernel_shape),
-            self.param("bias", constant, self.bias_shape),
+            self.param("kernel", zeros, self.kernel_shape),
+            self.param("bias", zeros, self.bias_shape),
         )
 
 
@@ -170,7 +169,9 @@ def build(model: ConfigDict) -> Tower:
         activation=ops.ACTIVATIONS[model.activation],
         pool_window=model.pool.window,
         pool_stride=model.pool.stride,
-        lrn=_norm(model.lrn, model.lrn.size, model.lrn.across_towers) if model.lrn.enabled else None,
+        lrn=_norm(model.lrn, model.lrn.size, model.lrn.across_towers)
+        if model.lrn.enabled
+        else None,
         within_map_norm=_norm(model.within_map_norm, model.within_map_norm.size**2),
         dropout_rate=model.dropout.rate,
         dropout_rescaled=model.dropout.rescaled_in_training,
@@ -183,14 +184,27 @@ def _norm(config: ConfigDict, window: int, across_towers: bool = False) -> Norm:
     return Norm(config.size, config.k, alpha, config.beta, across_towers)
 
 
-def init(tower: Tower, key: jax.Array, crop_size: int) -> dict:
-    """Parameters of all towers, stacked: every leaf has a leading axis of `towers`.
+def init(tower: Tower, seed: int, crop_size: int) -> dict:
+    """Parameters of all towers, float32 NumPy, every leaf with a leading axis of `towers`.
 
-    The same under any placement, since it is drawn tower by tower under `vmap`.
+    Gaussian weights and constant biases (section 5), from one stream a layer and tower: the same
+    under any placement. Drawn on the host, since compiling a generator for every layer takes
+    longer than the first steps of training.
     """
-    images = jnp.zeros((1, crop_size, crop_size, 3))
 
-    def one(index: jax.Array) -> dict:
-        return tower.init(jax.random.fold_in(key, index), images)["params"]
+    def shapes(key: jax.Array) -> dict:
+        return tower.init(key, jnp.zeros((1, crop_size, crop_size, 3)))["params"]
 
-    return jax.jit(jax.vmap(one, axis_name=ops.TOWER))(jnp.arange(tower.towers))
+    keys = jax.ShapeDtypeStruct((tower.towers,), jax.random.key(0).dtype)
+    tree = jax.eval_shape(jax.vmap(shapes, axis_name=ops.TOWER), keys)
+    params = {}
+    for i, layer in enumerate(tower.layers):
+        kernel = np.empty(tree[layer.name]["kernel"].shape, np.float32)
+        for t in range(tower.towers):
+            stream = np.random.SeedSequence(seed, spawn_key=(i, t))
+            generator = np.random.Generator(np.random.Philox(stream))
+            generator.standard_normal(out=kernel[t], dtype=np.float32)
+        kernel *= layer.init_std
+        bias = np.full(tree[layer.name]["bias"].shape, layer.bias, np.float32)
+        params[layer.name] = {"kernel": kernel, "bias": bias}
+    return params

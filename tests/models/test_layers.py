@@ -59,6 +59,7 @@ def gradient_by_differences(fn, x, weights, eps=1e-6):
 @pytest.mark.parametrize("norm", [layers.local_response_norm, layers.within_map_norm])
 def test_norm_gradient_equals_differences(norm, size):
     with jax.enable_x64(True):
+
         def fn(x):
             return norm(jnp.asarray(x), size=size, k=2.0, alpha=0.3, beta=0.75)
 
