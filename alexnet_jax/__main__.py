@@ -56,11 +56,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]
 }
 
 
-def _define(name: str, flag: flags.FlagValues) -> None:
+def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = None) -> None:
     if name == "config":
         config_flags.DEFINE_config_file(
             "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
-            flag_values=flag,
+            flag_values=flag, sys_argv=["alexnet_jax", *(arguments or [])],
         )  # fmt: skip
     elif name == "workdir":
         flags.DEFINE_string(
@@ -131,7 +131,7 @@ def parse(verb: str, arguments: list[str]) -> flags.FlagValues:
     _, names, _ = VERBS[verb]
     flag = flags.FlagValues()
     for name in names:
-        _define(name, flag)
+        _define(name, flag, arguments)
     for argument in arguments:
         name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
         if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
@@ -159,12 +159,9 @@ def parse(verb: str, arguments: list[str]) -> flags.FlagValues:
 def _plain(error: Exception, arguments: list[str]) -> str:
     """A parser's error as one line that names the field as it was typed."""
     text = " ".join(str(error).split())
-    # What a config file raised comes with its whole traceback; its last line says what is wrong.
-    text = (
-        re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
-        if "Traceback" in text
-        else text
-    )
+    if "Traceback" in text:
+        # What a config file raised comes whole; its last line says what is wrong.
+        text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
     if isinstance(error, (AttributeError, KeyError)):
         # ml_collections names the last part of the path only.
         words = re.findall(r"\w+", text)

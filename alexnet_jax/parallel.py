@@ -71,8 +71,8 @@ class Placement:
         devices = self.mesh.devices
         kind = devices.flat[0].device_kind
         grid = f" {devices.shape[0]} x {devices.shape[1]} (data x tower)"
-        plural = "s" if devices.size > 1 else ""
-        return f"{self.name}{grid if self.name == 'mesh' else ''}, {devices.size} {kind} device{plural}"
+        where = self.name + (grid if self.name == "mesh" else "")
+        return f"{where}, {devices.size} {kind} device{'s' if devices.size > 1 else ''}"
 
     def sum_over_data(self, tree: Any) -> Any:
         """Inside a mapped function: the sum of every leaf over the parts of the batch."""

@@ -137,7 +137,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     validate(config)
     placement = parallel.place(config)
     sources = open_sources(config)
-    train_source, test_source = sources["train"], sources["test"]
+    train_source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
     if steps_per_epoch < 1:
         raise UsageError(
@@ -185,7 +185,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             state, metrics = train_step(state, batch)
             # A step's metrics are fetched while the next one runs; the last of a logged stretch
             # at once, so that its time is counted in full.
-            logged = step % config.log_every_steps == 0 or step in (start + 1, num_steps)
+            logged = step % config.log_every_steps == 0 or step in (1, num_steps)
             evaluated = step % eval_steps == 0 or step == num_steps
             for done in (pending, metrics if logged or evaluated else None):
                 for name, value in parallel.to_host(done or {}).items():

@@ -16,7 +16,7 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
-    try:
+    try:  # noqa: SIM105
         # It would otherwise reserve the GPU memory that JAX is about to ask for.
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
