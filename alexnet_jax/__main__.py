@@ -41,17 +41,34 @@ def evaluate(flag: flags.FlagValues) -> None:
 
 
 def inspect(flag: flags.FlagValues) -> None:
-    """Print the layers: shapes, parameters, multiply-adds, exchange between the towers."""
+    """Print the layers (shapes, parameters, multiply-adds, exchange) and the conventions."""
     from alexnet_jax.config import validate
-    from alexnet_jax.inspect import layer_table
+    from alexnet_jax.inspect import convention_table, layer_table
 
     validate(flag.config)
     print(layer_table(flag.config))
+    print()
+    print(convention_table(flag.config))
+
+
+def statistics(flag: flags.FlagValues) -> None:
+    """Compute a data set's mean image and RGB principal components, for data.mean and colour."""
+    config, workdir = flag.config, Path(flag.workdir)
+    _start(config)
+    from alexnet_jax.train import compute_statistics
+
+    result = compute_statistics(config, workdir)
+    print(f"wrote {workdir / 'statistics.npz'}, from {result.num_examples} images. In a config:")
+    print(f"  data.channel_mean = {tuple(round(float(x), 4) for x in result.channel_mean)}")
+    print(f"  data.colour.stdevs = {tuple(round(float(x), 6) for x in result.stdevs)}")
+    rows = tuple(tuple(round(float(x), 8) for x in row) for row in result.eigenvectors)
+    print(f"  data.colour.eigenvectors = {rows}")
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]] = {
     "train": (train, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/quickstart"),
     "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
+    "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "inspect": (inspect, ("config",), "--config=experiments/imagenet.py"),
 }
 
@@ -68,7 +85,7 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         )
     elif name == "views":
         flags.DEFINE_enum(
-            "views", "1", ["1", "10"], "Centre crop, or ten views too.", flag_values=flag
+            "views", "1", ["1", "9", "10"], "Centre crop; nine or ten views too.", flag_values=flag
         )
     elif name == "split":
         flags.DEFINE_enum(
@@ -101,7 +118,7 @@ def usage(verb: str | None = None) -> str:
     """What to type, for all verbs or one."""
     command = "python -m alexnet_jax"
     if verb is None:
-        rows = [f"  {name:<10}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
+        rows = [f"  {name:<12}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
         return "\n".join(
             [
                 f"usage: {command} VERB [FLAGS]",

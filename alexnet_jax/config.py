@@ -26,6 +26,7 @@ def default() -> ConfigDict:
     config.num_epochs = 90.0
     config.log_every_steps = 20
     config.checkpoint_every_steps = 1000
+    config.warn_stuck_after_steps = 5000  # 0: never; see diagnose.py
     config.keep_checkpoints = 2  # the latest so many, besides the best
 
     config.model = alexnet()
@@ -82,7 +83,7 @@ def default() -> ConfigDict:
             every_epochs=1.0,
             batch_size=256,  # images a step; ten views count as ten
             splits=("test",),  # train, test
-            final_views=1,  # of the evaluation after training: 1, or 10 (centre crop as well)
+            final_views=1,  # after training: 1, 9 or 10 (and the centre crop)
         )
     )
     return config.lock()
@@ -116,7 +117,8 @@ def validate(config: ConfigDict) -> None:
     _choice(config, "optimizer.schedule", ("constant", "steps", "exponential_steps", "plateau"))
     at_least = (
         ("seed", 0), ("batch_size", 1), ("log_every_steps", 1), ("checkpoint_every_steps", 1),
-        ("keep_checkpoints", 1), ("model.num_classes", 2), ("model.towers", 1),
+        ("keep_checkpoints", 1),
+        ("warn_stuck_after_steps", 0), ("model.num_classes", 2), ("model.towers", 1),
         ("model.pool.window", 1), ("model.pool.stride", 1), ("model.lrn.size", 1),
         ("model.lrn.k", 0), ("model.lrn.alpha", 0), ("model.within_map_norm.size", 1),
         ("model.within_map_norm.k", 0), ("data.image_size", 1), ("data.crop_size", 1),
@@ -158,8 +160,8 @@ def validate(config: ConfigDict) -> None:
             f"config.data.crop_size = {data.crop_size}: larger than data.image_size = "
             f"{data.image_size}, which is what a test sees"
         )
-    if config.evaluate.final_views not in (1, 10):
-        raise UsageError(f"config.evaluate.final_views = {config.evaluate.final_views!r}: 1 or 10")
+    if config.evaluate.final_views not in (1, 9, 10):
+        raise UsageError(f"config.evaluate.final_views = {config.evaluate.final_views!r}: 1, 9, 10")
     for split in config.evaluate.splits:
         if split not in ("train", "test"):
             raise UsageError(f"config.evaluate.splits holds {split!r}: use train and test")

@@ -1,6 +1,7 @@
 """Whole-set evaluation: every example once, centre crop and ten views in one pass."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import parallel
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import Source
+from alexnet_jax.diagnose import dead_units
 from alexnet_jax.inputs import Inputs
 from alexnet_jax.models.tower import Tower
 
@@ -29,43 +31,48 @@ def top_errors(scores_BxC: jax.Array, label_B: jax.Array) -> tuple[jax.Array, ja
 
 def make_eval_step(
     tower: Tower, inputs: Inputs, placement: parallel.Placement, views: int
-) -> Callable:
-    """Compiles `(params, batch) -> sums` over the examples of a batch that the mask counts.
+) -> Callable[[dict, dict], tuple[dict, dict]]:
+    """Compiles `(params, batch) -> (sums, fired)` over the examples that the mask counts.
 
-    Sums: `count`, `loss`, `top1_error`, `top5_error` of the centre crop and, with ten views,
-    `top1_error_10`, `top5_error_10` of the mean of their softmax probabilities (section 4.1).
+    Sums: `count`, `loss`, `top1_error`, `top5_error` of the centre crop and, with more views,
+    `top1_error_N_views`, `top5_error_N_views` of the mean of their softmax probabilities (section
+    4.1). Fired: for each layer with an activation, whether a unit was positive for any example,
+    int32 `[towers, units]`.
     """
 
-    def step(params: dict, batch: dict) -> dict:
-        mask = batch["mask"]
+    def step(params: dict, batch: dict) -> tuple[dict, dict]:
+        mask, label_B = batch["mask"], batch["label"]
+        images_VxBxHxWx3 = inputs.views(batch["image"], views)
+        flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
+        logits, state = tower.apply({"params": params}, flat, mutable=["intermediates"])
+        logits_VxBxC = logits.reshape(views, len(label_B), -1)
+        centre_BxC = logits_VxBxC[views // 2 if views == 9 else min(views - 1, 4)]
 
-        def logits_of(images: jax.Array) -> jax.Array:
-            return tower.apply({"params": params}, images)
+        def total(values_B: jax.Array) -> jax.Array:
+            return jnp.sum(values_B * mask)
 
-        sums = {}
-        if views == 1:
-            logits = logits_of(inputs.centre(batch["image"]))
-        else:
-            views_VxBxHxWx3 = inputs.ten_views(batch["image"])
-            flat = views_VxBxHxWx3.reshape(-1, *views_VxBxHxWx3.shape[2:])
-            logits_VxBxC = logits_of(flat).reshape(*views_VxBxHxWx3.shape[:2], -1)
-            top1, top5 = top_errors(jax.nn.softmax(logits_VxBxC).mean(0), batch["label"])
-            sums["top1_error_10"], sums["top5_error_10"] = (
-                jnp.sum(top1 * mask),
-                jnp.sum(top5 * mask),
-            )
-            logits = logits_VxBxC[4]
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        top1, top5 = top_errors(logits, batch["label"])
-        sums |= {
+        top1, top5 = top_errors(centre_BxC, label_B)
+        loss = optax.softmax_cross_entropy_with_integer_labels(centre_BxC, label_B)
+        sums = {
             "count": jnp.sum(mask),
-            "loss": jnp.sum(loss * mask),
-            "top1_error": jnp.sum(top1 * mask),
-            "top5_error": jnp.sum(top5 * mask),
+            "loss": total(loss),
+            "top1_error": total(top1),
+            "top5_error": total(top5),
         }
-        return placement.sum_over_data(sums)
+        if views > 1:
+            top1, top5 = top_errors(jax.nn.softmax(logits_VxBxC).mean(0), label_B)
+            sums |= {f"top1_error_{views}_views": total(top1)}
+            sums |= {f"top5_error_{views}_views": total(top5)}
+        fired = {}
+        for layer in tower.layers:
+            if "activation" in layer.then:
+                (x,) = state["intermediates"][f"{layer.name}_out"]
+                counts = jnp.tile(mask > 0, views).reshape(-1, *[1] * (x.ndim - 1))
+                axes = tuple(range(x.ndim - 1))
+                fired[layer.name] = jnp.any((x > 0) & counts, axes).astype(jnp.int32)
+        return placement.sum_over_data(sums), placement.sum_over_data(fired)
 
-    return placement.spread(step, ("tower", "batch"), "same")
+    return placement.spread(step, ("tower", "batch"), ("same", "tower"))
 
 
 def batch_size(config: ConfigDict, views: int, placement: parallel.Placement) -> int:
@@ -77,17 +84,22 @@ def batch_size(config: ConfigDict, views: int, placement: parallel.Placement) ->
 def evaluate(
     eval_step: Callable, params: dict, source: Source, config: ConfigDict,
     placement: parallel.Placement, views: int,
-) -> dict[str, float]:  # fmt: skip
-    """Means over a whole split: loss and errors as fractions, and `num_examples`.
+) -> dict[str, Any]:  # fmt: skip
+    """Means over a whole split: loss and errors as fractions, `num_examples`, `dead_units`.
 
-    Every process must call this; each reads its own part.
+    `dead_units` holds, for each layer, the share of units that no example made positive. Every
+    process must call this; each reads its own part.
     """
     totals: dict[str, float] = {}
+    ever_fired: dict[str, np.ndarray] = {}
     pending = None
 
-    def add(sums: dict) -> None:
-        for name, value in parallel.to_host(sums).items():
+    def add(results: tuple[dict, dict]) -> None:
+        sums, fired = parallel.to_host(results)
+        for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)
+        for name, units in fired.items():
+            ever_fired[name] = ever_fired.get(name, False) | (units > 0)
 
     batches = pipeline.eval_batches(
         source,
@@ -97,12 +109,13 @@ def evaluate(
         process_count=jax.process_count(),
     )
     for batch in batches:
-        sums = eval_step(params, placement.put_batch(batch))
+        results = eval_step(params, placement.put_batch(batch))
         if pending is not None:
             add(pending)  # fetched after the next step is on its way
-        pending = sums
-    add(pending or {})
+        pending = results
+    add(pending)
     count = int(np.rint(totals.pop("count")))
     if count != source.num_examples:
         raise RuntimeError(f"counted {count} of {source.num_examples} examples of {source.name}")
-    return {name: value / count for name, value in totals.items()} | {"num_examples": count}
+    means: dict[str, Any] = {name: value / count for name, value in totals.items()}
+    return means | {"num_examples": count, "dead_units": dead_units(ever_fired)}

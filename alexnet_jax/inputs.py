@@ -47,14 +47,19 @@ class Inputs:
         offset = (self.image_size - self.crop_size) // 2
         return self._test(self._crop(images_BxSxSx3, offset, offset))
 
-    def ten_views(self, images_BxSxSx3: jax.Array) -> jax.Array:
-        """Corners and centre, then their mirrors (section 4.1): float `[10, B, crop, crop, 3]`.
+    def views(self, images_BxSxSx3: jax.Array, number: int) -> jax.Array:
+        """Test views of whole uint8 images: float `[number, B, crop, crop, 3]`.
 
-        The centre crop is view 4.
+        Ten are corners and centre, then their mirrors (section 4.1); nine a 3 x 3 grid; one the
+        centre. In nine and ten the centre crop is view 4.
         """
-        offsets = augment.ten_view_offsets(self.image_size, self.crop_size)
-        plain = jnp.stack([self._crop(images_BxSxSx3, int(y), int(x)) for y, x in offsets])
-        views = jnp.concatenate([plain, plain[:, :, :, ::-1]])
+        if number == 1:
+            return self.centre(images_BxSxSx3)[None]
+        offsets = augment.nine_view_offsets if number == 9 else augment.ten_view_offsets
+        corners = offsets(self.image_size, self.crop_size)
+        views = jnp.stack([self._crop(images_BxSxSx3, int(y), int(x)) for y, x in corners])
+        if number == 10:
+            views = jnp.concatenate([views, views[:, :, :, ::-1]])
         return self._test(views)
 
     def _crop(self, images: jax.Array, y: int, x: int) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import presets
 from alexnet_jax.models import table
 
 
@@ -46,6 +47,94 @@ def layer_table(config: ConfigDict) -> str:
         "exchange: elements that each tower receives from the others for an image, forward.",
     ]
     return "\n".join([*lines, "", *notes])
+
+
+_SHORT = {"activation": "act", "max_pool": "pool", "avg_pool": "mean pool", "lrn": "LRN"}
+_SHORT |= {"within_map_norm": "map norm"}
+
+
+def conventions(config: ConfigDict) -> dict[str, str]:
+    """What sources disagree about, one named value each, read from the configuration."""
+    model, data, optimizer = config.model, config.data, config.optimizer
+    layers = [(name, model.layers[name]) for name in model.layer_order]
+    maps = [(name, row) for name, row in layers if row.kind != "dense"]
+    padding = " + ".join(str(n) for n in maps[0][1].padding) if maps else "0"
+
+    def by_value(field: str) -> str:
+        groups: dict[float, list[str]] = {}
+        for name, row in layers:
+            groups.setdefault(row[field], []).append(name.replace("conv", "c").replace("fc", "f"))
+        usual = max(groups, key=lambda value: len(groups[value]))
+        others = [f"{' '.join(names)}: {v:g}" for v, names in groups.items() if v != usual]
+        return "; ".join([f"{usual:g}", *others])
+
+    def order(row: ConfigDict) -> str:
+        ops = [op for op in row.then if op != "lrn" or model.lrn.enabled]
+        return ", ".join(_SHORT.get(op, op) for op in ops)
+
+    def epochs(values: tuple[float, ...]) -> str:
+        return " ".join(f"{v:g}" for v in values) or "-"
+
+    lrn = model.lrn
+    steps = optimizer.schedule == "steps"
+    places = data.image_size + 2 * data.pad - data.crop_size + 1
+    schedule = {
+        "constant": "constant",
+        "steps": f"x {optimizer.drop_factor:g} at {epochs(optimizer.drop_epochs)}",
+        "exponential_steps": f"{optimizer.exponential_steps} rates over a factor "
+        f"{optimizer.exponential_factor:g}",
+        "plateau": f"x {optimizer.drop_factor:g} on a plateau, {optimizer.plateau_drops} times",
+    }[optimizer.schedule]
+    conv1_own = steps and (optimizer.conv1_drop_epochs or optimizer.conv1_freeze_epoch)
+    freeze = optimizer.conv1_freeze_epoch
+    values = {
+        "weights' deviation": by_value("init_std"),
+        "initial biases": by_value("bias"),
+        "activation": model.activation,
+        **{f"after {name}": order(row) for name, row in maps if len(row.then) > 1},
+        "LRN n, k, beta": f"{lrn.size}, {lrn.k:g}, {lrn.beta:g}",
+        "LRN alpha": f"{lrn.alpha:g}" + (" / n" if lrn.alpha_divided_by_size else ""),
+        "LRN window": "across towers" if lrn.across_towers else "inside a tower",
+        "pool": f"{model.pool.window} x {model.pool.window} / {model.pool.stride}",
+        "dropout": " ".join(name for name, row in layers if "dropout" in row.then) or "-",
+        "dropout, training": "rescaled"
+        if model.dropout.rescaled_in_training
+        else f"plain, x {1 - model.dropout.rate:g} in test",
+        "crop, zeros": f"{data.crop_size}, {padding}",
+        "crop places": f"{places} x {places}" + (" x 2 (flips)" if data.random_flip else ""),
+        "resize": data.resize.replace("_", " "),
+        "mean": {"image": "per pixel", "channel": "per channel"}[data.mean],
+        "colour noise": data.colour.rule
+        + (f", until epoch {data.colour.until_epoch:g}" if data.colour.until_epoch else ""),
+        "batch": f"{config.batch_size}",
+        "rate": f"{optimizer.learning_rate:g}",
+        "rate of biases": f"x {optimizer.bias_rate_multiplier:g}"
+        + ("" if optimizer.biases_follow_schedule else ", never dropped"),
+        "decay of biases": "yes" if optimizer.decay_biases else "no",
+        "schedule": schedule,
+        "schedule of conv1": epochs(optimizer.conv1_drop_epochs)
+        + (f", frozen at {freeze:g}" if freeze else "")
+        if conv1_own
+        else "with the rest",
+        "epochs": f"{config.num_epochs:g}",
+    }
+    return {name: value.replace("_", " ") for name, value in values.items()}
+
+
+def convention_table(config: ConfigDict) -> str:
+    """The conventions beside those of the paper and of its source, `=` where they are the same.
+
+    Made from the three configurations, so that it cannot say what a run does not do.
+    """
+    mine = conventions(config)
+    columns = {name: conventions(presets.get(name)) for name in ("paper", "source")}
+    rows = [("convention", "this run", "paper", "source")]
+    for name, value in mine.items():
+        others = [column.get(name, "-") for column in columns.values()]
+        rows.append((name, value, *("=" if other == value else other for other in others)))
+    lines = align(rows)
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    return "\n".join(lines)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

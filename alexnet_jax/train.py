@@ -28,6 +28,7 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline, statistics
 from alexnet_jax.data.sources import Source, open_source
+from alexnet_jax.diagnose import Watch
 from alexnet_jax.errors import UsageError
 from alexnet_jax.metrics import MetricsLog, Progress
 from alexnet_jax.models import tower as towers
@@ -175,10 +176,12 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         process_count=jax.process_count(),
     )
 
+    watch = Watch(config, tower.layers)
     sums: dict[str, float] = {}
     pending, waited, since, steps_since = None, 0.0, time.perf_counter(), 0
     with Progress(num_steps, start) as progress:
         for step in range(start + 1, num_steps + 1):
+            warnings: list[str] = []
             before = time.perf_counter()
             batch = placement.put_batch(next(batches))
             waited += time.perf_counter() - before
@@ -208,6 +211,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 log.write(**line)
                 seconds_left = (num_steps - step) * elapsed / steps_since
                 progress.show(step, num_steps, line, seconds_left)
+                warnings = watch.loss(step, line["loss"])
                 sums, steps_since = {}, 0
             error = None
             if evaluated:
@@ -221,10 +225,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                         f"top-1 error {fields['top1_error']:.4f}"
                     )
                     error = fields["top1_error"]
+                    if config.model.activation == "relu":
+                        warnings += watch.units(step, fields["dead_units"])
                 if config.optimizer.schedule == "plateau":
                     scale = plateau.observe(error, config.optimizer)
                     full = np.full([tower.towers], scale, np.float32)
                     state = state.replace(rate_scale=placement.put_towers(full))
+            for warning in warnings:
+                progress.say(f"warning: {warning}")
+                log.write(step=step, split="warning", warning=warning)
             if evaluated or step % config.checkpoint_every_steps == 0:
                 checkpoints.save(step, state, dataclasses.asdict(plateau), error)
             if logged or evaluated:
@@ -277,10 +286,26 @@ def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> inp
     if config.data.mean == "image":
         path = workdir / "statistics.npz"
         if not path.exists():
-            print("computing the mean image of the training split", file=sys.stderr, flush=True)
-            statistics.compute(train_source, config.data).save(path)
+            _compute_statistics(config, train_source, path)
         mean_image = statistics.load(path).mean_image
     return input_rules.build(config.data, mean_image)
+
+
+def compute_statistics(config: ConfigDict, workdir: Path) -> statistics.Statistics:
+    """Mean image and RGB components of the training split, into `workdir/statistics.npz`."""
+    prepare_workdir(config, workdir)
+    source = open_source(config.data.source, config.data.train_split)
+    return _compute_statistics(config, source, workdir / "statistics.npz")
+
+
+def _compute_statistics(config: ConfigDict, source: Source, path: Path) -> statistics.Statistics:
+    def show(done: int, total: int) -> None:
+        if done == total or done % 100_000 < 256:
+            print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
+
+    result = statistics.compute(source, config.data, show)
+    result.save(path)
+    return result
 
 
 def prepare_workdir(config: ConfigDict, workdir: Path) -> None:

@@ -10,25 +10,14 @@ that cannot bring the training error down here has no chance on the whole set. S
 results/overfit-800.
 """
 
-import importlib.util
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
-
-def _imagenet():
-    """The neighbouring file; experiments are files, not a package."""
-    spec = importlib.util.spec_from_file_location(
-        "imagenet", Path(__file__).with_name("imagenet.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from alexnet_jax import presets
 
 
 def get_config(preset: str = "source") -> ConfigDict:
-    """A preset of `experiments/imagenet.py` on 800 photographs, 60 epochs."""
-    config = _imagenet().get_config(preset)
+    """A preset on 800 photographs, 60 epochs."""
+    config = presets.get(preset)
     config.batch_size = 128
     config.num_epochs = 60.0
     config.log_every_steps = 1

@@ -87,7 +87,7 @@ def test_evaluation_of_a_workdir_repeats_its_result(unbroken):
     ten = evaluate_workdir(config, workdir, 10, "test")
     # The crop is the whole image, so a view is the image or its mirror, five times each.
     assert ten["loss"] == pytest.approx(fields["loss"], rel=1e-4)
-    assert 0 <= ten["top5_error_10"] <= ten["top1_error_10"] <= 1
+    assert 0 <= ten["top5_error_10_views"] <= ten["top1_error_10_views"] <= 1
     with pytest.raises(UsageError, match="holds no checkpoint"):
         evaluate_workdir(config, workdir / "nothing", 1, "test")
 

@@ -154,6 +154,16 @@ def center_offset(image_size: int, crop_size: int) -> tuple[int, int]:
     return margin, margin
 
 
+def nine_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
+    """A 3 x 3 grid from corner to corner, int32 `[9, 2]`: cuda-convnet's test on CIFAR-10.
+
+    The centre is number 4; none is mirrored.
+    """
+    end = image_size - crop_size
+    places = (0, center_offset(image_size, crop_size)[0], end)
+    return np.array([(top, left) for top in places for left in places], np.int32)
+
+
 def ten_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
     """Top rows and left columns of the five crops of section 4.1, int32 `[5, 2]`.
 
