@@ -81,7 +81,7 @@ def conventions(config: ConfigDict) -> dict[str, str]:
     schedule = {
         "constant": "constant",
         "steps": f"x {optimizer.drop_factor:g} at {epochs(optimizer.drop_epochs)}",
-        "exponential_steps": f"{optimizer.exponential_steps} rates over a factor "
+        "exponential_steps": f"{optimizer.exponential_steps} rates, in all / "
         f"{optimizer.exponential_factor:g}",
         "plateau": f"x {optimizer.drop_factor:g} on a plateau, {optimizer.plateau_drops} times",
     }[optimizer.schedule]

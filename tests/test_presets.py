@@ -1,0 +1,96 @@
+"""The presets and the logged rows of 2012 against what the sources say of them."""
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import presets
+from alexnet_jax.config import validate
+from alexnet_jax.errors import UsageError
+from alexnet_jax.inspect import convention_table, conventions
+from alexnet_jax.models import layers, table, tower
+from alexnet_jax.models.convnet import NETWORKS, convnet
+
+ALL = [*presets.PRESETS, *presets.ROWS]
+# Deviations from layers-145.cfg and from models/bvlc_alexnet/train_val.prototxt; the paper's 0.01.
+DEVIATIONS = {
+    "article": [0.01] * 8,
+    "paper": [0.01] * 8,
+    "source": [0.01, 0.01, 0.03, 0.03, 0.03, 0.01, 0.01, 0.01],
+    "caffe": [0.01] * 5 + [0.005, 0.005, 0.01],
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_preset_is_a_network_with_a_stated_error(name):
+    config = presets.get(name)
+    validate(config)
+    rows = table.count(config.model, config.data.crop_size)
+    assert rows[4].next_shape[:2] == (6, 6)  # what fc6 sees, in every one of them
+    assert (presets.PRESETS | presets.ROWS)[name].__doc__
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_initial_weights_have_the_presets_deviation(name):
+    config = presets.get(name)
+    params = tower.init(tower.build(config.model), 0, config.data.crop_size)
+    for layer, std in zip(config.model.layer_order, DEVIATIONS[name], strict=True):
+        kernel = params[layer]["kernel"]
+        assert np.std(kernel) == pytest.approx(std, rel=0.01), layer
+        assert abs(np.mean(kernel)) < 5 * std / np.sqrt(kernel.size)
+        if layer != "fc8":
+            a, b = kernel.reshape(2, -1)
+            assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size)  # towers of their own
+
+
+def test_counts_of_the_half_network_are_the_sources():
+    config = presets.get("145-half")
+    rows = table.count(config.model, 224)
+    assert sum(row.parameters for row in rows) == 59_798_312
+    assert sum(row.macs for row in rows) == 391_514_384
+
+
+def test_without_exchange_nothing_crosses_below_the_classifier():
+    rows = table.count(presets.get("150").model, 224)
+    assert [row.layer.name for row in rows if row.exchanged] == ["fc8"]
+
+
+def test_the_convention_table_marks_what_differs():
+    source = conventions(presets.get("source"))
+    assert source["LRN alpha"] == "0.0001 / n"
+    text = convention_table(presets.get("caffe"))
+    lines = {line[:18].strip(): line[20:].split("  ") for line in text.splitlines()}
+    cells = {name: [c.strip() for c in row if c.strip()] for name, row in lines.items()}
+    assert cells["LRN window"] == ["across towers", "inside a tower", "inside a tower"]
+    assert cells["LRN alpha"][1:] == ["0.0001", "="]
+    assert cells["after conv1"][1:] == ["=", "LRN, pool, act"]
+    for name in ALL:
+        assert max(map(len, convention_table(presets.get(name)).splitlines())) <= 100, name
+
+
+def test_an_unknown_preset_lists_those_there_are():
+    with pytest.raises(UsageError, match="article, paper, source, caffe"):
+        presets.get("2012")
+
+
+# Weights of each network, by hand: [(inputs a kernel sees) x outputs x positions].
+CIFAR = {
+    "80sec": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 64, 64 * 10],
+    "19pct": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 10],
+    "18pct": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 10],
+    "13pct": [75 * 64, 1600 * 64, 576 * 32 * 36, 288 * 32 * 36, 36 * 32 * 10],
+    "11pct": [75 * 64, 1600 * 64, 576 * 64 * 36, 576 * 32 * 36, 36 * 32 * 10],
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_cifar_networks_have_their_weights_and_run(name):
+    model = convnet(name)
+    net = tower.build(model)
+    params = tower.init(net, 0, 24)
+    sizes = [params[layer]["kernel"].size for layer in model.layer_order]
+    assert sizes == CIFAR[name]
+    images = np.random.default_rng(0).normal(0, 60, (2, 24, 24, 3)).astype(np.float32)
+    run = jax.vmap(lambda p: net.apply({"params": p}, images), axis_name=layers.TOWER)
+    logits = run(params)
+    assert logits.shape == (1, 2, 10) and np.isfinite(logits).all()
