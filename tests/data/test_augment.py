@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from alexnet_jax.data import augment
+from alexnet_jax.errors import UsageError
+from tests.support import tiny_config
+
+
+def data_config(**changes):
+    config = tiny_config()
+    with config.unlocked():
+        config.data.update(image_size=256, crop_size=224, pad=0, random_flip=True, **changes)
+    return config.data
+
+
+def test_crops_are_uniform_over_33_by_33_places_and_flips_are_fair():
+    n = 200_000
+    draws = augment.draws(0, 3, n, data_config())
+    counts = np.zeros((33, 33))
+    np.add.at(counts, tuple(draws.offset.T), 1)
+    expected = n / 33**2
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    degrees = 33**2 - 1
+    assert abs(chi_square - degrees) < 4 * np.sqrt(2 * degrees)
+    assert abs(draws.flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
+
+
+def test_without_augmentation_nothing_moves():
+    draws = augment.draws(0, 0, 10, data_config(random_crop=False))
+    assert (draws.offset == 16).all()
+
+
+def test_draws_differ_by_epoch_and_seed_and_depend_on_nothing_else():
+    config = data_config()
+    base = augment.draws(1, 2, 1000, config)
+    np.testing.assert_array_equal(base.offset, augment.draws(1, 2, 1000, config).offset)
+    for other in (augment.draws(1, 3, 1000, config), augment.draws(2, 2, 1000, config)):
+        assert (base.offset == other.offset).all(1).mean() < 0.02
+        assert abs((base.flip == other.flip).mean() - 0.5) < 0.1
+    orders = [augment.order(0, epoch, 500) for epoch in range(3)]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(500))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+@pytest.mark.parametrize("rule", ["source", "paper"])
+def test_colour_noise_has_the_covariance_of_its_rule(rule):
+    """sum_i v_i p_i p_i^T with v the variance that the rule gives component i."""
+    config = data_config()
+    config.colour.rule = rule
+    s, p = np.array(config.colour.stdevs), np.array(config.colour.eigenvectors)
+    # source: 0.1 s in grey levels. paper: eigenvalues of pixels in 0..1, back in grey levels.
+    deviation = 0.1 * s if rule == "source" else 0.1 * (s / 255) ** 2 * 255
+    expected = sum(deviation[i] ** 2 * np.outer(p[:, i], p[:, i]) for i in range(3))
+    draws = augment.draws(0, 0, 100_000, config)
+    shift = augment.colour_shift(draws.gaussians, config.colour)
+    covariance = shift.T.astype(np.float64) @ shift / len(shift)
+    assert np.linalg.norm(covariance - expected) < 0.02 * np.linalg.norm(expected)
+    assert np.abs(shift.mean(0)).max() < 4 * np.sqrt(np.diag(expected).max() / len(shift))
+
+
+def test_the_published_components_are_orthonormal():
+    p = np.array(augment.IMAGENET_EIGENVECTORS)
+    np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-6)
+
+
+def test_a_crop_larger_than_the_image_is_an_error():
+    config = data_config()
+    config.crop_size = 300
+    with pytest.raises(UsageError, match="crop_size 300"):
+        augment.draws(0, 0, 5, config)

@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.data import augment, pipeline
+from alexnet_jax.data.sources import open_source
+from alexnet_jax.errors import UsageError
+from tests.support import tiny_config
+
+
+def data_config(**changes):
+    config = tiny_config()
+    with config.unlocked():
+        config.data.update(random_flip=True, **changes)
+    return config.data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve lossless images of 20 x 20, six of each class."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (root / "train" / name).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{i}.png")
+    return f"folder:{root}"
+
+
+def pixels_of(source, index):
+    return np.asarray(Image.open(source.describe(index)).convert("RGB"))
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_a_batch_holds_the_crops_that_the_draws_say(folder, pad):
+    config = data_config(source=folder, image_size=20, crop_size=16, pad=pad)
+    source = open_source(folder, "train")
+    batches = pipeline.train_batches(source, config, seed=5, batch_size=4)
+    for step in range(7):
+        batch = next(batches)
+        epoch, number = divmod(step, 3)
+        expected = augment.order(5, epoch, 12)[4 * number : 4 * number + 4]
+        np.testing.assert_array_equal(batch["index"], expected)
+        draws = augment.draws(5, epoch, 12, config)
+        for image, label, index in zip(batch["image"], batch["label"], batch["index"], strict=True):
+            whole = np.pad(pixels_of(source, index), ((pad, pad), (pad, pad), (0, 0)), "reflect")
+            top, left = draws.offset[index]
+            crop = whole[top : top + 16, left : left + 16]
+            crop = crop[:, ::-1] if draws.flip[index] else crop
+            np.testing.assert_array_equal(image, crop)
+            assert source.class_names[label] == source.describe(index).split("/")[-2]
+
+
+def test_resuming_and_sharing_change_nothing():
+    source, config = open_source("digits", "train"), data_config()
+    whole = pipeline.train_batches(source, config, seed=1, batch_size=96)
+    steps = [next(whole) for _ in range(18)]  # past the end of an epoch of 14 batches
+    later = pipeline.train_batches(source, config, seed=1, batch_size=96, start_step=13)
+    parts = [
+        pipeline.train_batches(
+            source, config, seed=1, batch_size=96, start_step=13, process_index=p, process_count=2
+        )
+        for p in range(2)
+    ]
+    for step in range(13, 18):
+        resumed, halves = next(later), [next(part) for part in parts]
+        for name, expected in steps[step].items():
+            np.testing.assert_array_equal(resumed[name], expected)
+            np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), expected)
+    epoch = np.concatenate([batch["index"] for batch in steps[:14]])
+    assert len(set(epoch)) == 14 * 96
+    assert not np.array_equal(steps[0]["index"], steps[14]["index"])
+
+
+def test_evaluation_counts_every_example_once():
+    config = data_config(image_size=8, crop_size=8, pad=0)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        count, processes = int(rng.integers(1, 361)), int(rng.integers(1, 4))
+        batch_size = processes * int(rng.integers(1, 60))
+        source = FirstOf(open_source("digits", "test"), count)
+        seen, lengths = [], []
+        for p in range(processes):
+            batches = list(
+                pipeline.eval_batches(
+                    source, config, batch_size=batch_size, process_index=p, process_count=processes
+                )
+            )
+            lengths.append(len(batches))
+            for batch in batches:
+                assert batch["image"].shape == (batch_size // processes, 8, 8, 3)
+                seen += list(batch["index"][batch["mask"] > 0])
+        assert sorted(seen) == list(range(count))
+        assert len(set(lengths)) == 1
+
+
+class FirstOf:
+    """The first `count` examples of a source."""
+
+    def __init__(self, source, count):
+        self._source, self.num_examples = source, count
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 60), (33, 33)])
+@pytest.mark.parametrize("resize", ["short_side", "stretch"])
+def test_resizing_agrees_with_another_library(tmp_path, size, resize):
+    """A smooth picture, so that two antialiased bilinear filters may differ in rounding only."""
+    width, height = size
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    picture = np.stack([200 * x, 200 * y, 100 * (x + y)], -1).astype(np.uint8)
+    path = tmp_path / "train" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(picture).save(path)
+    config = data_config(image_size=20, crop_size=20, pad=0, resize=resize)
+    source = open_source(f"folder:{tmp_path}", "train")
+    (batch,) = pipeline.eval_batches(source, config, batch_size=1)
+    image = Image.fromarray(picture)
+    if resize == "stretch":
+        expected = np.asarray(image.resize((20, 20), Image.BILINEAR))
+    else:
+        scale = 20 / min(size)
+        scaled = image.resize((round(width * scale), round(height * scale)), Image.BILINEAR)
+        left, top = (scaled.width - 20) // 2, (scaled.height - 20) // 2
+        expected = np.asarray(scaled)[top : top + 20, left : left + 20]
+    assert np.abs(batch["image"][0].astype(int) - expected).max() <= 2
+
+
+def test_an_image_that_is_none_is_named(tmp_path):
+    for name in ("good", "bad"):
+        path = tmp_path / "train" / "a" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    config = data_config(image_size=20, crop_size=20, pad=0)
+    source = open_source(f"folder:{tmp_path}", "train")
+    with pytest.raises(UsageError, match=r"bad\.png"):
+        list(pipeline.eval_batches(source, config, batch_size=2))
+
+
+def test_batches_that_do_not_fit_are_errors():
+    source, config = open_source("digits", "test"), data_config()
+    for size, processes in ((361, 1), (10, 3), (0, 1)):
+        with pytest.raises(UsageError, match="batch_size"):
+            next(
+                pipeline.train_batches(
+                    source, config, seed=0, batch_size=size, process_count=processes
+                )
+            )

@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.data.sources import open_source
+from alexnet_jax.errors import UsageError
+from tests.support import needs_data
+
+
+def write_image(path, value, size=(12, 10)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (value, 0, 0)).save(path)
+
+
+def test_digits_are_scikit_learns_split_in_two():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    seen = []
+    for split, count in (("train", 1437), ("test", 360)):
+        source = open_source("digits", split)
+        assert (source.num_examples, source.num_classes) == (count, 10)
+        encoded, labels = source.read(np.arange(count))
+        rows = [int(source.describe(i).split()[-1]) for i in range(count)]
+        np.testing.assert_array_equal(labels, digits.target[rows])
+        import io
+
+        pixels = np.array([np.asarray(Image.open(io.BytesIO(data))) for data in encoded])
+        np.testing.assert_allclose(pixels / 255 * 16, digits.images[rows], atol=0.04)
+        seen += rows
+    assert sorted(seen) == list(range(1797))
+
+
+def test_folders_with_splits_share_their_classes(tmp_path):
+    for split, classes in (("train", "abc"), ("test", "ac")):
+        for i, name in enumerate(classes):
+            for n in range(3):
+                write_image(tmp_path / split / name / f"{n}.png", 10 * i + n)
+    (tmp_path / "train" / "a" / "notes.txt").write_text("not an image")
+    train = open_source(f"folder:{tmp_path}", "train")
+    test = open_source(f"folder:{tmp_path}", "test")
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert (train.num_examples, test.num_examples) == (9, 6)
+    encoded, labels = test.read(np.arange(6))
+    for i in range(6):
+        path = test.describe(i)
+        assert Path(path).read_bytes() == encoded[i]
+        assert test.class_names[labels[i]] == path.split("/")[-2]
+
+
+def test_one_folder_is_split_in_a_fixed_way(tmp_path):
+    for name in ("cat", "dog"):
+        for n in range(10):
+            write_image(tmp_path / name / f"{n}.JPEG", n)
+    names = {}
+    for split in ("train", "test"):
+        source = open_source(f"folder:{tmp_path}", split)
+        names[split] = [source.describe(i) for i in range(source.num_examples)]
+    assert len(names["train"]) == 16 and len(names["test"]) == 4
+    assert len(set(names["train"] + names["test"])) == 20
+    assert sum("/cat/" in name for name in names["test"]) == 2
+
+
+def test_mistakes_in_folders_are_named(tmp_path):
+    write_image(tmp_path / "train" / "a" / "x.png", 1)
+    (tmp_path / "train" / "b").mkdir()
+    for name, split, says in (
+        (f"folder:{tmp_path}", "train", "b"),
+        (f"folder:{tmp_path}/nothing", "train", "nothing"),
+        ("cifar10", "train", "tfds:NAME"),
+        ("digits", "validation", "train, test"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            open_source(name, split)
+
+
+@needs_data
+def test_tfds_reads_what_tensorflow_reads():
+    import os
+
+    import tensorflow as tf
+
+    source = open_source("tfds:imagenet2012", "train")
+    files = sorted(Path(os.environ["TFDS_DATA_DIR"]).glob("imagenet2012/*/*-train.tfrecord*"))
+    records = [r.numpy() for r in tf.data.TFRecordDataset([str(f) for f in files]).take(40)]
+    encoded, labels = source.read(np.arange(40)[::-1])
+    for record, image, label in zip(records, encoded[::-1], labels[::-1], strict=True):
+        feature = tf.train.Example.FromString(record).features.feature
+        assert feature["image"].bytes_list.value[0] == image
+        assert feature["label"].int64_list.value[0] == label
+    assert source.num_examples == 800 and source.num_classes == 1000
+
+
+@needs_data
+def test_slices_of_a_split_are_parts_of_it():
+    whole = open_source("tfds:cifar10", "train")
+    assert whole.num_examples == 50_000
+    first, rest = (
+        open_source("tfds:cifar10", "train[:100]"),
+        open_source("tfds:cifar10", "train[100:]"),
+    )
+    assert (first.num_examples, rest.num_examples) == (100, 49_900)
+    for part, offset in ((first, 0), (rest, 100)):
+        assert part.read(np.arange(5))[0] == whole.read(np.arange(offset, offset + 5))[0]
+    with pytest.raises(UsageError, match="validation"):
+        open_source("tfds:cifar10", "validation")
+
+
+def test_a_missing_data_set_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=r"tfds\.load\('cifar10'\)"):
+        open_source("tfds:cifar10", "train")
+    with pytest.raises(UsageError, match=r"ILSVRC2012_img_train\.tar"):
+        open_source("tfds:imagenet2012", "train")
+
+
+@needs_data
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_a_damaged_shard_is_named(tmp_path, monkeypatch, damage):
+    """A file cut at any place, or an empty one, is no shorter data set but an error."""
+    import os
+    import shutil
+
+    origin = Path(os.environ["TFDS_DATA_DIR"]) / "cifar10"
+    target = tmp_path / "cifar10"
+    shutil.copytree(origin, target)
+    shard = next(target.glob("*/cifar10-test.tfrecord*"))
+    shard.chmod(0o644)
+    with shard.open("r+b") as file:
+        file.truncate(1_000_003 if damage == "cut" else 0)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=shard.name):
+        open_source("tfds:cifar10", "test")
