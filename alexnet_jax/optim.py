@@ -5,6 +5,7 @@ the velocity: `v = 0.9 v - rate * (gradient + decay * w)`, `w = w + v`. `optax.s
 the rate after the momentum instead, which differs at every drop of the rate.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -52,7 +53,7 @@ def schedule(
         if group == "biases":
             steps, factor = optimizer.bias_exponential_steps, optimizer.bias_exponential_factor
         drop = factor ** (-1 / (steps - 1)) if steps > 1 else 1.0
-        bounds = {round(num_steps * i / steps): drop for i in range(1, steps)}
+        bounds = {math.ceil(num_steps * i / steps): drop for i in range(1, steps)}
         return optax.piecewise_constant_schedule(rate, bounds)
     if optimizer.schedule in ("constant", "plateau"):
         return optax.constant_schedule(rate)

@@ -1,0 +1,91 @@
+"""The update rule of 2012 against a NumPy transcription, for every preset and group."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax import optim, presets
+
+
+def rates_by_hand(name, group, epoch):
+    """What each source says of the rate, written out: (rate at an epoch, decay)."""
+    drops = lambda *epochs: 0.1 ** sum(epoch >= e for e in epochs)  # noqa: E731
+    if name == "article":
+        return 0.01 * drops(30, 60, 80)
+    if name == "paper":
+        return 0.01  # its drops come from outside, as a scale
+    if name == "caffe":
+        return (0.02 if group == "biases" else 0.01) * drops(20, 40, 60, 80)
+    if name == "170":  # dexp[250, 4] over 95 epochs; biases dexp[10, 2]
+        if group == "biases":
+            return 0.02 * (0.1 if epoch >= 47.5 else 1)
+        return 0.01 * 250 ** (-sum(epoch >= 95 * i / 4 for i in (1, 2, 3)) / 3)
+    assert name in ("source", "148")
+    if group == "biases":
+        return 0.02
+    if group == "conv1":
+        return 0.0 if epoch >= 72 else 0.01 * drops(25, 51, 67)
+    return 0.01 * drops(25, 51, 79)
+
+
+def a_tree(config, rng):
+    return {
+        name: {
+            "kernel": rng.normal(size=(2, 3)).astype(np.float32),
+            "bias": rng.normal(size=3).astype(np.float32),
+        }
+        for name in config.model.layer_order
+    }
+
+
+@pytest.mark.parametrize("start", [0, 24, 50, 66, 71, 78])
+@pytest.mark.parametrize("name", ["article", "paper", "source", "caffe", "170", "148"])
+def test_five_steps_around_a_drop(name, start):
+    """One step an epoch, from `start` on, so that the drops of each source fall inside."""
+    config = presets.get(name)
+    epochs = int(config.num_epochs)
+    tx = optim.sgd_2012(config, steps_per_epoch=1, num_steps=epochs)
+    rng = np.random.default_rng(start)
+    params = a_tree(config, rng)
+    state = tx.init(params)
+    zero = jax.tree.map(np.zeros_like, params)
+    update = jax.jit(tx.update)
+    for _ in range(start):  # no gradient, no weights: only the step count moves
+        _, state = update(zero, state, zero)
+    expected = jax.tree.map(np.float64, params)
+    velocity = jax.tree.map(np.zeros_like, expected)
+    for epoch in range(start, start + 5):
+        scale = 0.1 if name == "paper" and epoch >= start + 2 else 1.0
+        gradients = a_tree(config, rng)
+        updates, state = update(gradients, state, params, rate_scale=scale)
+        params = optax.apply_updates(params, updates)
+        for layer, leaves in expected.items():
+            for part, w in leaves.items():
+                group = "biases" if part == "bias" else "conv1" if layer == "conv1" else "weights"
+                rate = scale * rates_by_hand(name, group, epoch)
+                decay = 0.0 if part == "bias" else 5e-4
+                v = 0.9 * velocity[layer][part] - rate * (gradients[layer][part] + decay * w)
+                velocity[layer][part], leaves[part] = v, w + v
+    for layer, leaves in expected.items():
+        for part, w in leaves.items():
+            np.testing.assert_allclose(params[layer][part], w, rtol=1e-5, atol=1e-6)
+
+
+def test_the_common_rule_differs_at_a_drop():
+    """`optax.sgd` has the rate outside the velocity: the difference is what is tested above."""
+    config = presets.get("article")
+    config.optimizer.drop_epochs = (2.0,)
+    schedule = optim.schedule(config.optimizer, 1, 5)
+    ours = optim.sgd_2012(config, 1, 5)
+    theirs = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
+    rng = np.random.default_rng(0)
+    start = {name: {"kernel": leaves["kernel"]} for name, leaves in a_tree(config, rng).items()}
+    ends = []
+    for tx in (ours, theirs):
+        params, state = start, tx.init(start)
+        for _ in range(4):
+            updates, state = tx.update(jax.tree.map(np.ones_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(np.asarray(params["fc8"]["kernel"]))
+    assert np.abs(ends[0] - ends[1]).max() > 1e-3
