@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     """The article's network an eighth as wide, for 32 x 32 digits."""
     config = default()
     config.batch_size = 64
-    config.num_epochs = 30.0
+    config.num_epochs = 20.0
     config.checkpoint_every_steps = 220
 
     cifar_stem(config.model)
@@ -33,6 +33,6 @@ def get_config() -> ConfigDict:
         channel_mean=(78.0, 78.0, 78.0),
         scale=1 / 64,
     )
-    config.optimizer.update(learning_rate=0.02, drop_epochs=(20.0, 26.0))
+    config.optimizer.update(learning_rate=0.02, drop_epochs=(13.0, 17.0))
     config.evaluate.every_epochs = 5.0
     return config

@@ -4,12 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax import presets
+from alexnet_jax import inputs, presets
 from alexnet_jax.config import validate
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.inspect import convention_table, conventions
 from alexnet_jax.models import layers, table, tower
 from alexnet_jax.models.convnet import NETWORKS, convnet
+from tests.support import needs_data
 
 ALL = [*presets.PRESETS, *presets.ROWS]
 # Deviations from layers-145.cfg and from models/bvlc_alexnet/train_val.prototxt; the paper's 0.01.
@@ -94,3 +97,27 @@ def test_the_cifar_networks_have_their_weights_and_run(name):
     run = jax.vmap(lambda p: net.apply({"params": p}, images), axis_name=layers.TOWER)
     logits = run(params)
     assert logits.shape == (1, 2, 10) and np.isfinite(logits).all()
+
+
+@needs_data
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_the_first_loss_is_in_the_known_range(name):
+    """In training mode on photographs: ln(1000) = 6.91; cuda-convnet's first batches logged 7.16."""
+    config = presets.get(name)
+    net, crop = tower.build(config.model), config.data.crop_size
+    rule = inputs.build(config.data, np.full((256, 256, 3), 117.0))
+    batches = pipeline.train_batches(
+        open_source("tfds:imagenet2012", "train"), config.data, seed=0, batch_size=16
+    )
+    batch = next(batches)
+    assert batch["image"].shape == (16, crop, crop, 3)
+
+    def logits(params):
+        images = rule.train(batch, noise=True)
+        return net.apply({"params": params}, images, jax.random.key(0), batch["index"])
+
+    run = jax.jit(jax.vmap(logits, axis_name=layers.TOWER))
+    z = np.asarray(run(tower.init(net, 0, crop)), np.float64)[0]
+    z -= z.max(1, keepdims=True)
+    losses = np.log(np.exp(z).sum(1)) - z[np.arange(16), batch["label"]]
+    assert 6.85 < losses.mean() < 7.25
