@@ -42,9 +42,13 @@ def _start_rising(config: ConfigDict, value: float = 1.0) -> None:
 
 
 def article(config: ConfigDict) -> None:
-    """The article: the defaults. 224 crops padded to 227, LRN after the pools, PCA noise."""
-    config.data.colour.rule = "paper"
+    """The article: conv, ReLU, pool, LRN; 224 crops padded to 227; PCA noise.
+
+    Where it is silent (initial biases, what becomes of dropout in test) the paper speaks.
+    """
     _start_rising(config)
+    config.model.dropout.rescaled_in_training = False
+    config.data.colour.rule = "paper"
     config.evaluate.final_views = 10
 
 
@@ -57,7 +61,6 @@ def paper(config: ConfigDict) -> None:
     article(config)
     for name in ("conv1", "conv2"):
         config.model.layers[name].then = ("activation", "lrn", "max_pool")
-    config.model.dropout.rescaled_in_training = False
     config.data.mean = "image"
     config.optimizer.schedule = "plateau"
 

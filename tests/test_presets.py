@@ -102,15 +102,15 @@ def test_the_cifar_networks_have_their_weights_and_run(name):
 @needs_data
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_the_first_loss_is_in_the_known_range(name):
-    """In training mode on photographs: ln(1000) = 6.91; cuda-convnet's first batches logged 7.16."""
+    """In training mode on photographs: near ln(1000) = 6.91; cuda-convnet logged 7.16, 7.06."""
     config = presets.get(name)
     net, crop = tower.build(config.model), config.data.crop_size
     rule = inputs.build(config.data, np.full((256, 256, 3), 117.0))
     batches = pipeline.train_batches(
-        open_source("tfds:imagenet2012", "train"), config.data, seed=0, batch_size=16
+        open_source("tfds:imagenet2012", "train"), config.data, seed=0, batch_size=64
     )
     batch = next(batches)
-    assert batch["image"].shape == (16, crop, crop, 3)
+    assert batch["image"].shape == (64, crop, crop, 3)
 
     def logits(params):
         images = rule.train(batch, noise=True)
@@ -119,5 +119,5 @@ def test_the_first_loss_is_in_the_known_range(name):
     run = jax.jit(jax.vmap(logits, axis_name=layers.TOWER))
     z = np.asarray(run(tower.init(net, 0, crop)), np.float64)[0]
     z -= z.max(1, keepdims=True)
-    losses = np.log(np.exp(z).sum(1)) - z[np.arange(16), batch["label"]]
-    assert 6.85 < losses.mean() < 7.25
+    losses = np.log(np.exp(z).sum(1)) - z[np.arange(64), batch["label"]]
+    assert 6.85 < losses.mean() < 7.2

@@ -113,13 +113,12 @@ def test_the_full_network_takes_a_step_on_photographs(tmp_path):
     """Batch 128 of real ImageNet images; an untrained network's loss is near ln(1000) = 6.91."""
     import jax
 
-    from alexnet_jax import inputs, optim, parallel
-    from alexnet_jax.config import default
+    from alexnet_jax import inputs, optim, parallel, presets
     from alexnet_jax.data import pipeline
     from alexnet_jax.models import tower
     from alexnet_jax.train import init_state, make_train_step
 
-    config = default()
+    config = presets.get("article")
     config.placement = "pmap"
     placement = parallel.place(config)
     net, tx = tower.build(config.model), optim.sgd_2012(config, 6, 6)
