@@ -82,7 +82,7 @@ def default() -> ConfigDict:
         dict(
             every_epochs=1.0,
             batch_size=256,  # images a step; ten views count as ten
-            splits=("test",),  # train, test
+            splits=("test",),  # train, test; the last one steers plateau and best checkpoint
             final_views=1,  # after training: 1, 9 or 10 (and the centre crop)
         )
     )
@@ -162,6 +162,8 @@ def validate(config: ConfigDict) -> None:
         )
     if config.evaluate.final_views not in (1, 9, 10):
         raise UsageError(f"config.evaluate.final_views = {config.evaluate.final_views!r}: 1, 9, 10")
+    if not config.evaluate.splits:
+        raise UsageError("config.evaluate.splits is empty: name test, train or both")
     for split in config.evaluate.splits:
         if split not in ("train", "test"):
             raise UsageError(f"config.evaluate.splits holds {split!r}: use train and test")

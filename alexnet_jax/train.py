@@ -1,16 +1,10 @@
 """The train step, visible whole, and the run around it."""
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +18,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import evaluate as evaluation
 from alexnet_jax import inputs as input_rules
 from alexnet_jax import optim, parallel
+from alexnet_jax import workdir as workdirs
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline, statistics
@@ -140,13 +135,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     sources = open_sources(config)
     train_source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
-    if steps_per_epoch < 1:
-        raise UsageError(
-            f"config.batch_size = {config.batch_size}: larger than the {train_source.num_examples} "
-            f"training examples of {config.data.source}"
-        )
     num_steps = round(config.num_epochs * steps_per_epoch)
-    prepare_workdir(config, workdir)
+    workdirs.prepare(config, workdir)
     tower = towers.build(config.model)
     inputs = build_inputs(config, train_source, workdir)
     tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
@@ -158,7 +148,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         state, extra = checkpoints.restore(latest, state)
         plateau, start = Plateau(**extra), latest
     state = placement.put_towers(state)
-    write_json(workdir / "env.json", environment(placement))
+    workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     log = MetricsLog(workdir, start)
     say = f"{config.data.source}: {train_source.num_examples} training images, {num_steps} steps"
     print(f"{placement.describe()}; {say}, from step {start}", file=sys.stderr, flush=True)
@@ -246,7 +236,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "steps": num_steps,
         "placement": placement.name,
         "devices": placement.mesh.devices.size,
-        "parameters_sha256": parameters_sha256(parallel.to_host(state.params)),
+        "parameters_sha256": workdirs.parameters_sha256(parallel.to_host(state.params)),
     }
     views = config.evaluate.final_views
     eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
@@ -255,7 +245,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             eval_step, state.params, sources[split], config, placement, views
         )
     if jax.process_index() == 0:
-        write_json(workdir / "result.json", result)
+        workdirs.write_json(workdir / "result.json", result)
     return result
 
 
@@ -293,7 +283,7 @@ def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> inp
 
 def compute_statistics(config: ConfigDict, workdir: Path) -> statistics.Statistics:
     """Mean image and RGB components of the training split, into `workdir/statistics.npz`."""
-    prepare_workdir(config, workdir)
+    workdirs.prepare(config, workdir)
     source = open_source(config.data.source, config.data.train_split)
     return _compute_statistics(config, source, workdir / "statistics.npz")
 
@@ -306,74 +296,6 @@ def _compute_statistics(config: ConfigDict, source: Source, path: Path) -> stati
     result = statistics.compute(source, config.data, show)
     result.save(path)
     return result
-
-
-def prepare_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Creates the folder and writes `config.json`.
-
-    Raises:
-      UsageError: if it cannot be written.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
-    except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir}: {error.strerror or error}: choose a folder that can be written"
-        ) from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes one of a workdir's JSON files, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
-
-
-def environment(placement: parallel.Placement) -> dict[str, Any]:
-    """What a run's numbers depend on besides its config: versions, revision, devices, command."""
-    packages = (
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "tensorflow-datasets",
-        "numpy",
-    )
-    folder = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        try:
-            done = subprocess.run(
-                ["git", *args], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return ""
-        return done.stdout.strip()
-
-    return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in packages},
-        "git_revision": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "placement": placement.describe(),
-        "devices": [str(device) for device in placement.mesh.devices.flat],
-        "processes": jax.process_count(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "cpu_count": os.cpu_count(),
-    }
-
-
-def parameters_sha256(params: Any) -> str:
-    """A checksum over names, shapes and bytes of every parameter."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, float]:

@@ -38,7 +38,8 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """
     if not 0 < batch_size <= num_examples:
         raise UsageError(
-            f"batch_size {batch_size} must be between 1 and the {num_examples} training examples"
+            f"config.batch_size = {batch_size}: must be between 1 and the {num_examples} training "
+            "examples"
         )
     return num_examples // batch_size
 
