@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -13,6 +13,8 @@ test: .venv/done  ## Run the tests.
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+.venv: .venv/done
 
 # The last line marks a whole environment: an install that was cut short is done again.
 .venv/done: requirements.txt
