@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.config import from_json
+from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.train import Plateau, evaluate_workdir, train_and_evaluate
@@ -52,10 +53,8 @@ def test_a_run_leaves_what_the_workdir_promises(unbroken):
     assert [line["step"] for line in tests] == [4, 8]
 
 
-def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, tmp_path, monkeypatch):
-    """Cut after step 5: the same command goes on from the checkpoint of step 4."""
-    from alexnet_jax.data import pipeline
-
+def cut_short(workdir, monkeypatch):
+    """Runs until step 5 is done, then dies as if by Ctrl-C; the checkpoint of step 4 stays."""
     full_stream = pipeline.train_batches
 
     def cut_stream(*args, **kwargs):
@@ -67,16 +66,32 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "train_batches", cut_stream)
         with pytest.raises(KeyboardInterrupt):
-            train_and_evaluate(short_config(), tmp_path)
-    assert max(line["step"] for line in lines(tmp_path)) < 8
+            train_and_evaluate(short_config(), workdir)
+    assert max(line["step"] for line in lines(workdir)) < 8
+
+
+def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, tmp_path, monkeypatch):
+    cut_short(tmp_path, monkeypatch)
     result = train_and_evaluate(short_config(), tmp_path)
-    assert result == unbroken[1]
+    assert result == unbroken[1]  # the checksum of the parameters included
     steady = ("step", "split", "loss", "top1_error", "learning_rate")
 
     def same(workdir):
         return [{k: line[k] for k in steady if k in line} for line in lines(workdir)]
 
     assert same(tmp_path) == same(unbroken[0])
+
+
+@pytest.mark.parametrize("placement", ["vmap", "mesh"])
+def test_a_run_goes_on_under_another_placement(unbroken, tmp_path, monkeypatch, placement):
+    cut_short(tmp_path, monkeypatch)
+    config = short_config()
+    config.placement = placement
+    result = train_and_evaluate(config, tmp_path)
+    assert result["placement"] == placement
+    assert result["test"]["loss"] == pytest.approx(unbroken[1]["test"]["loss"], rel=1e-4)
+    for ours, theirs in zip(lines(tmp_path), lines(unbroken[0]), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_evaluation_of_a_workdir_repeats_its_result(unbroken):
@@ -114,7 +129,6 @@ def test_the_full_network_takes_a_step_on_photographs(tmp_path):
     import jax
 
     from alexnet_jax import inputs, optim, parallel, presets
-    from alexnet_jax.data import pipeline
     from alexnet_jax.models import tower
     from alexnet_jax.train import init_state, make_train_step
 
