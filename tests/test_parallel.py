@@ -24,6 +24,7 @@ def article_net(exchange="inputs"):
     config.model.width = 1 / 16
     config.model.num_classes = 37  # odd, and no multiple of anything
     config.model.layers.fc6.exchange = exchange
+    config.model.compute_dtype = "float64"
     for name in config.model.layer_order:
         config.model.layers[name].init_std = 0.05
         config.model.layers[name].bias = 0.1
@@ -42,7 +43,7 @@ def a_batch(classes, size=224, seed=0):
 
 def loss_and_gradients(config, placement, batch, key):
     net = tower.build(config.model)
-    params = tower.init(net, 0, config.data.crop_size)
+    params = jax.tree.map(np.float64, tower.init(net, 0, config.data.crop_size))
 
     def step(params, batch):
         images = batch["image"].astype(jnp.float32) - 120
@@ -71,7 +72,7 @@ def merged_loss_and_gradients(config, params, batch, key):
                 for t in range(2)
             ]
             masks[layer.name] = jnp.concatenate(parts, -1)
-    images = batch["image"].astype(np.float32) - 120
+    images = batch["image"].astype(np.float64) - 120
 
     def loss_fn(merged):
         logits = grouped_network(config.model, merged, images, masks)
@@ -87,6 +88,15 @@ def relative(a, b):
 
 @pytest.mark.parametrize("exchange", ["inputs", "partial_sums"])
 def test_loss_and_every_gradient_equal_the_merged_network(exchange):
+    """In float64: in float32 a rounding now and then moves the maximum of a pool to its neighbour.
+
+    Such a tie changes one element's path, not its size, and shows as 1e-3 of a small gradient.
+    """
+    with jax.enable_x64(True):
+        check_loss_and_gradients(exchange)
+
+
+def check_loss_and_gradients(exchange):
     config, key = article_net(exchange), jax.random.key(7)
     batch = a_batch(config.model.num_classes)
     net_layers = tower.build(config.model).layers
@@ -98,12 +108,12 @@ def test_loss_and_every_gradient_equal_the_merged_network(exchange):
         loss, gradients, params = loss_and_gradients(config, placement, batch, key)
         if first is None:
             first = merged_loss_and_gradients(config, params, batch, key)
-        assert loss == pytest.approx(first[0], rel=1e-5), name
+        assert loss == pytest.approx(first[0], rel=1e-9), name
         merged = merge_towers(gradients, net_layers)
         for layer, leaves in first[1].items():
             for part, expected in leaves.items():
                 assert np.linalg.norm(expected) > 0
-                assert relative(merged[layer][part], expected) < 1e-5, (name, layer, part)
+                assert relative(merged[layer][part], expected) < 1e-8, (name, layer, part)
         # Every tower's copy of the last bias gets the whole gradient.
         np.testing.assert_allclose(gradients["fc8"]["bias"][0], gradients["fc8"]["bias"][1])
 
