@@ -7,6 +7,7 @@ images one by one in parallel, stack them again. Resuming is starting to count e
 
 import functools
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -207,20 +208,27 @@ def _stream(
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )
-    return _batches(dataset, source, plan, numbers)
+    running = [dataset.as_numpy_iterator()]
+    batches = _batches(running, source, plan, numbers)
+    # Ends the threads when the batches are dropped and, at the latest, as the program exits: once
+    # the interpreter is going down, a thread inside `fetch` never returns, and TensorFlow would
+    # wait for it for ever.
+    weakref.finalize(batches, running.clear)
+    return batches
 
 
-def _batches(dataset: Any, source: Source, plan: Plan, numbers: range) -> Iterator[Batch]:
+def _batches(
+    running: list[Iterator[Batch]], source: Source, plan: Plan, numbers: range
+) -> Iterator[Batch]:
     """NumPy batches, with errors that name the file.
 
     `tf.data` says what went wrong but not with which example, so that a batch that failed is read
-    once more, one example at a time. Its threads end with this iterator.
+    once more, one example at a time.
     """
     tf = import_tensorflow()
-    batches = dataset.as_numpy_iterator()
     for number in numbers:
         try:
-            batch = next(batches)
+            batch = next(running[0])
         except tf.errors.OpError as error:
             _name_unreadable(source, plan(number)["index"])
             raise error
