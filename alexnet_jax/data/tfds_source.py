@@ -87,11 +87,18 @@ def open_tfds(name: str, split: str) -> TFDS:
     """
     import_tensorflow()
     import tensorflow_datasets as tfds
+    from google.protobuf.json_format import ParseError
 
     folder = _find(name)
     # From the directory and not by `tfds.builder(NAME)`, which may ask the network about a data
     # set and knows only those whose code is installed.
-    info = tfds.builder_from_directory(folder).info
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except (OSError, ValueError, ParseError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"{folder} is damaged ({reason}); delete it and prepare it again"
+        ) from error
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         stored = getattr(info.file_format, "value", info.file_format)
         raise UsageError(f"{folder} is stored as {stored}; prepare it with file_format='tfrecord'")
@@ -101,8 +108,11 @@ def open_tfds(name: str, split: str) -> TFDS:
     except (ValueError, KeyError, AssertionError) as error:
         has = ", ".join(sorted(info.splits))
         raise UsageError(f"{info.full_name} has no split '{split}'; it has {has}") from error
-    if not sum(part.take for part in parts):
-        raise UsageError(f"split '{split}' of {info.full_name} is empty; give a larger slice")
+    # A slice that ends before it starts comes as a negative count.
+    if not parts or any(part.take <= 0 for part in parts):
+        raise UsageError(
+            f"split '{split}' of {info.full_name} is or has an empty slice; give a larger one"
+        )
     spans = _index([(str(part.filename), part.examples_in_shard) for part in parts])
     counts = [part.take for part in parts]
     taken = [s[p.skip : p.skip + p.take] for s, p in zip(spans, parts, strict=True)]

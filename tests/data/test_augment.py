@@ -59,6 +59,20 @@ def test_colour_noise_has_the_covariance_of_its_rule(rule):
     assert np.abs(shift.mean(0)).max() < 4 * np.sqrt(np.diag(expected).max() / len(shift))
 
 
+def test_no_colour_rule_is_no_shift_and_an_unknown_one_an_error():
+    colour = data_config().colour
+    colour.rule = "none"
+    assert not augment.colour_shift(np.ones((4, 3), np.float32), colour).any()
+    colour.rule = "fancy"
+    with pytest.raises(UsageError, match="fancy"):
+        augment.colour_shift(np.ones((4, 3), np.float32), colour)
+
+
+def test_ten_views_start_at_the_corners_and_the_centre():
+    expected = [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]]
+    np.testing.assert_array_equal(augment.ten_view_offsets(256, 224), expected)
+
+
 def test_the_published_components_are_orthonormal():
     p = np.array(augment.IMAGENET_EIGENVECTORS)
     np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-6)

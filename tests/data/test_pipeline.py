@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,3 +154,26 @@ def test_batches_that_do_not_fit_are_errors():
                     source, config, seed=0, batch_size=size, process_count=processes
                 )
             )
+
+
+def test_the_program_ends_while_batches_are_being_read():
+    """TensorFlow would wait for ever for a thread that is in Python when the interpreter stops."""
+    program = """
+import time
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.sources import open_source
+from tests.support import tiny_config
+
+class Slow:
+    def __init__(self, source): self.source = source
+    def __getattr__(self, name): return getattr(self.source, name)
+    def read(self, indices):
+        time.sleep(0.3)
+        return self.source.read(indices)
+
+source = Slow(open_source("digits", "train"))
+batches = pipeline.train_batches(source, tiny_config().data, seed=0, batch_size=64)
+next(batches)
+"""
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=root)

@@ -1,3 +1,7 @@
+import io
+import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +29,6 @@ def test_digits_are_scikit_learns_split_in_two():
         encoded, labels = source.read(np.arange(count))
         rows = [int(source.describe(i).split()[-1]) for i in range(count)]
         np.testing.assert_array_equal(labels, digits.target[rows])
-        import io
-
         pixels = np.array([np.asarray(Image.open(io.BytesIO(data))) for data in encoded])
         np.testing.assert_allclose(pixels / 255 * 16, digits.images[rows], atol=0.04)
         seen += rows
@@ -78,8 +80,6 @@ def test_mistakes_in_folders_are_named(tmp_path):
 
 @needs_data
 def test_tfds_reads_what_tensorflow_reads():
-    import os
-
     import tensorflow as tf
 
     source = open_source("tfds:imagenet2012", "train")
@@ -108,6 +108,57 @@ def test_slices_of_a_split_are_parts_of_it():
         open_source("tfds:cifar10", "validation")
 
 
+@needs_data
+@pytest.mark.parametrize("split", ["train[:0]", "train[5:2]", "train[:x", "train[90000:]", "TRAIN"])
+def test_slices_without_images_are_errors(split):
+    with pytest.raises(UsageError, match=r"cifar10/3\.0\.2"):
+        open_source("tfds:cifar10:3.0.2", split)
+
+
+def set_format(info):
+    info["fileFormat"] = "array_record"
+
+
+def drop_keys(info):
+    del info["supervisedKeys"]
+
+
+def swap_keys(info):
+    info["supervisedKeys"]["tuple"]["items"].reverse()
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (set_format, "stored as array_record"),
+        (drop_keys, "one class label each"),
+        (swap_keys, "one class label each"),
+        (None, "is damaged"),
+    ],
+)
+def test_a_data_set_of_another_kind_is_an_error(tmp_path, monkeypatch, change, says):
+    origin = Path(os.environ["TFDS_DATA_DIR"]) / "cifar10" / "3.0.2"
+    target = tmp_path / "cifar10" / "3.0.2"
+    target.mkdir(parents=True)
+    for path in origin.glob("*[!0-9]"):  # all but the shards
+        (target / path.name).write_bytes(path.read_bytes())
+    info = json.loads((target / "dataset_info.json").read_text())
+    if change:
+        change(info)
+    text = json.dumps(info) if change else "{"
+    (target / "dataset_info.json").write_text(text)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match=says):
+        open_source("tfds:cifar10", "test")
+
+
+@needs_data
+def test_a_version_that_is_not_there_is_an_error():
+    with pytest.raises(UsageError, match=r"tfds\.load\('cifar10:9\.9\.9'\)"):
+        open_source("tfds:cifar10:9.9.9", "train")
+
+
 def test_a_missing_data_set_says_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UsageError, match=r"tfds\.load\('cifar10'\)"):
@@ -120,9 +171,6 @@ def test_a_missing_data_set_says_what_to_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize("damage", ["cut", "empty"])
 def test_a_damaged_shard_is_named(tmp_path, monkeypatch, damage):
     """A file cut at any place, or an empty one, is no shorter data set but an error."""
-    import os
-    import shutil
-
     origin = Path(os.environ["TFDS_DATA_DIR"]) / "cifar10"
     target = tmp_path / "cifar10"
     shutil.copytree(origin, target)
