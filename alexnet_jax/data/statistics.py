@@ -21,6 +21,14 @@ _BATCH = 32
 """Small: a batch of 256-pixel squares in float64 takes 1.5 MB an image."""
 
 
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, zipfile.BadZipFile),
+    *(AttributeError, TypeError),  # of one array, which is no archive
+    RuntimeError,  # of a zip header that asks for a password or an unknown version
+)
+"""What NumPy raises for files of something else."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistics:
     """Statistics of one split; pixels are in grey levels (0-255).
@@ -104,7 +112,7 @@ def load(path: str | os.PathLike[str]) -> Statistics:
                 raise ValueError(f"it holds {', '.join(archive.files)}")
             arrays = {name: archive[name] for name in fields}
         _check(arrays)
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise UsageError(
             f"{path} is not a file of statistics ({error}); remove it and compute it again"
         ) from error

@@ -177,3 +177,77 @@ next(batches)
 """
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=root)
+
+
+def test_the_colour_of_an_example_follows_its_own_draw(folder):
+    config = data_config(source=folder, image_size=20, crop_size=16, pad=0)
+    config.colour.rule = "source"
+    source = open_source(folder, "train")
+    gaussians = augment.draws(5, 0, 12, config).gaussians
+    batch = next(pipeline.train_batches(source, config, seed=5, batch_size=12))
+    for index, colour in zip(batch["index"], batch["colour"], strict=True):
+        components = zip(
+            config.colour.stdevs, np.transpose(config.colour.eigenvectors), strict=True
+        )
+        expected = sum(
+            0.1 * a * s * p for a, (s, p) in zip(gaussians[index], components, strict=True)
+        )
+        np.testing.assert_allclose(colour, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_places_past_the_end_repeat_the_last_example(folder):
+    config = data_config(source=folder, image_size=20, crop_size=16, pad=0)
+    source = open_source(folder, "train")
+    batches = list(pipeline.eval_batches(source, config, batch_size=8))
+    assert [batch["mask"].tolist() for batch in batches] == [[1] * 8, [1] * 4 + [0] * 4]
+    for batch in batches:
+        for image, label, index in zip(batch["image"], batch["label"], batch["index"], strict=True):
+            np.testing.assert_array_equal(image, pixels_of(source, index))
+            assert source.class_names[label] == source.describe(index).split("/")[-2]
+    assert batches[1]["index"].tolist() == [8, 9, 10, 11, 11, 11, 11, 11]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_images_of_every_kind_become_rgb(tmp_path, mode):
+    """Grey is repeated, alpha dropped; one flat colour, which JPEG keeps to a level or two."""
+    path = tmp_path / "train" / "a" / ("x.jpg" if mode == "CMYK" else "x.png")
+    path.parent.mkdir(parents=True)
+    image = Image.new("RGB", (20, 20), (200, 100, 50)).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(100)
+    image.save(path, **({"quality": 95} if mode == "CMYK" else {}))
+    expected = {"L": (124, 124, 124)}.get(mode, (200, 100, 50))
+    if mode == "P":
+        expected = np.asarray(image.convert("RGB"))  # dithered: a palette has few colours
+    config = data_config(image_size=20, crop_size=20, pad=0)
+    source = open_source(f"folder:{tmp_path}", "train")
+    (batch,) = pipeline.eval_batches(source, config, batch_size=1)
+    assert np.abs(batch["image"][0].astype(int) - expected).max() <= (2 if mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp"])
+def test_an_image_that_ends_early_is_named(tmp_path, suffix):
+    path = tmp_path / "train" / "a" / f"cut.{suffix}"
+    path.parent.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    config = data_config(image_size=20, crop_size=20, pad=0)
+    source = open_source(f"folder:{tmp_path}", "train")
+    with pytest.raises(UsageError, match=rf"cut\.{suffix}.*replace or remove"):
+        next(pipeline.train_batches(source, config, seed=0, batch_size=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"crop_size": 41}, "crop_size 41 does not fit"),
+        ({"pad": -1, "crop_size": 30}, "pad -1"),
+        ({"pad": 32}, "pad 32"),
+        ({"resize": "long_side"}, "resize is 'long_side'"),
+    ],
+)
+def test_values_that_do_not_fit_are_errors_before_the_first_batch(change, says):
+    config = data_config(**{"image_size": 32, "crop_size": 32, "pad": 4} | change)
+    with pytest.raises(UsageError, match=says):
+        pipeline.train_batches(open_source("digits", "test"), config, seed=0, batch_size=4)

@@ -69,8 +69,8 @@ def test_mistakes_in_folders_are_named(tmp_path):
     write_image(tmp_path / "train" / "a" / "x.png", 1)
     (tmp_path / "train" / "b").mkdir()
     for name, split, says in (
-        (f"folder:{tmp_path}", "train", "b"),
-        (f"folder:{tmp_path}/nothing", "train", "nothing"),
+        (f"folder:{tmp_path}", "train", "train/b has no images"),
+        (f"folder:{tmp_path}/nothing", "train", "there is no folder .*/nothing"),
         ("cifar10", "train", "tfds:NAME"),
         ("digits", "validation", "train, test"),
     ):
@@ -181,3 +181,132 @@ def test_a_damaged_shard_is_named(tmp_path, monkeypatch, damage):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     with pytest.raises(UsageError, match=shard.name):
         open_source("tfds:cifar10", "test")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A TFDS data set of three shards, 4, 1 and 5 records long; its folder and (image, label)s."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    root = tmp_path_factory.mktemp("tfds")
+    folder = root / "tiny" / "1.0.0"
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "label": tfds.features.ClassLabel(names=["x", "y", "z"]),
+        }
+    )
+    rng, examples, counts = np.random.default_rng(0), [], (4, 1, 5)
+    for number, count in enumerate(counts):
+        path = folder / f"tiny-train.tfrecord-{number:05d}-of-{len(counts):05d}"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for _ in range(count):
+                size = (*rng.integers(4, 30, 2), 3)  # records of different lengths
+                image = {"image": rng.integers(0, 256, size, np.uint8), "label": len(examples) % 3}
+                record = features.serialize_example(features.encode_example(image))
+                parsed = tf.train.Example.FromString(record).features.feature
+                examples.append((parsed["image"].bytes_list.value[0], image["label"]))
+                writer.write(record)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="tiny", split="train", filetype_suffix="tfrecord"
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train", shard_lengths=list(counts), num_bytes=0, filename_template=template
+            )
+        ],
+        supervised_keys=("image", "label"),
+    )
+    return root, examples
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train", range(10)),
+        ("train[:3]", range(3)),
+        ("train[3:6]", range(3, 6)),
+        ("train[4:5]", range(4, 5)),
+        ("train[-6:]", range(4, 10)),
+        ("train[50%:]", range(5, 10)),
+        ("train[8:]+train[:2]", [8, 9, 0, 1]),
+    ],
+)
+def test_records_are_found_across_shards(shards, monkeypatch, split, rows):
+    root, examples = shards
+    monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+    source = open_source("tfds:tiny", split)
+    assert (source.num_examples, source.num_classes) == (len(rows), 3)
+    assert source.name == "tfds:tiny:1.0.0" and source.class_names == ("x", "y", "z")
+    shuffled = np.random.default_rng(1).permutation(len(rows))
+    encoded, labels = source.read(shuffled)
+    expected = [examples[rows[i]] for i in shuffled]
+    assert list(zip(encoded, labels.tolist(), strict=True)) == expected
+    assert labels.dtype == np.int32
+
+
+def test_the_newest_version_is_taken_by_number(shards, tmp_path, monkeypatch):
+    for version in ("1.0.0", "1.9.0", "1.10.0"):
+        shutil.copytree(shards[0] / "tiny" / "1.0.0", tmp_path / "tiny" / version)
+        info = tmp_path / "tiny" / version / "dataset_info.json"
+        info.write_text(info.read_text().replace("1.0.0", version))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    assert open_source("tfds:tiny", "train").name == "tfds:tiny:1.10.0"
+    assert open_source("tfds:tiny:1.9.0", "train").name == "tfds:tiny:1.9.0"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_shard_lost_after_opening_is_named(shards, tmp_path, monkeypatch, damage):
+    shutil.copytree(shards[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    source = open_source("tfds:tiny", "train")
+    shard = next(tmp_path.glob("tiny/*/*-00002-of-*"))
+    if damage == "cut":
+        os.truncate(shard, shard.stat().st_size - 10)
+    else:
+        shard.unlink()
+    assert len(source.read(np.arange(5))[0]) == 5  # the other shards are as they were
+    with pytest.raises(UsageError, match=shard.name):
+        source.read(np.array([9]))
+
+
+def test_the_labels_of_one_folder_are_its_classes_and_hidden_ones_are_none(tmp_path):
+    for number, name in enumerate(("dog", "cat", ".cache")):
+        for n in range(12):
+            write_image(tmp_path / name / f"{n}.bmp", 50 * number + n)
+    for split, count in (("train", 20), ("test", 4)):
+        source = open_source(f"folder:{tmp_path}", split)
+        assert source.class_names == ("cat", "dog") and source.num_examples == count
+        encoded, labels = source.read(np.arange(count))
+        for i, (data, label) in enumerate(zip(encoded, labels, strict=True)):
+            path = Path(source.describe(i))
+            assert path.read_bytes() == data and path.parent.name == source.class_names[label]
+
+
+def test_an_image_deleted_after_opening_is_named(tmp_path):
+    write_image(tmp_path / "train" / "a" / "gone.png", 1)
+    source = open_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "train" / "a" / "gone.png").unlink()
+    with pytest.raises(UsageError, match=r"gone\.png"):
+        source.read(np.array([0]))
+
+
+def test_what_is_no_source_or_no_split_is_an_error(tmp_path):
+    write_image(tmp_path / "divided" / "train" / "a" / "x.png", 1)
+    write_image(tmp_path / "plain" / "a" / "x.png", 1)
+    (tmp_path / "none").mkdir()
+    for name, split, says in (
+        ("folder:", "train", "no source is called 'folder:'"),
+        ("tfds:", "train", "no source is called 'tfds:'"),
+        (f"folder:{tmp_path / 'divided'}", "test", "no split 'test'; it has train"),
+        (f"folder:{tmp_path / 'plain'}", "val", "no split 'val'; it has train, test"),
+        (f"folder:{tmp_path / 'plain'}", "test", "a class of five images"),
+        (f"folder:{tmp_path / 'none'}", "train", "has no class folders"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            open_source(name, split)
