@@ -65,10 +65,19 @@ def statistics(flag: flags.FlagValues) -> None:
     print(f"  data.colour.eigenvectors = {rows}")
 
 
+def bench(flag: flags.FlagValues) -> None:
+    """Measure the training step, the forward pass and the input of a config on this machine."""
+    _start(flag.config)
+    from alexnet_jax import bench as benchmark
+
+    print(benchmark.table(benchmark.run(flag.config, flag.rounds, flag.steps)))
+
+
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]] = {
     "train": (train, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/quickstart"),
     "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
+    "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
     "inspect": (inspect, ("config",), "--config=experiments/imagenet.py"),
 }
 
@@ -87,6 +96,9 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         flags.DEFINE_enum(
             "views", "1", ["1", "9", "10"], "Centre crop; nine or ten views too.", flag_values=flag
         )
+    elif name in ("rounds", "steps"):
+        text = "How often each thing is measured." if name == "rounds" else "Steps a measurement."
+        flags.DEFINE_integer(name, 5, text, lower_bound=1, flag_values=flag)
     elif name == "split":
         flags.DEFINE_enum(
             "split", "test", ["test", "train"], "Which part of the data.", flag_values=flag

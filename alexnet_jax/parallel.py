@@ -29,6 +29,10 @@ PLACEMENTS = ("auto", "vmap", "pmap", "mesh")
 # for weight gradients; see benchmarks/NOTES.md.
 _FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
+# On CPU XLA drops `optimization_barrier` before it decides what to fuse wherever a program runs on
+# more than one device, and with it what the layers and the update say of what to keep in memory.
+_COMPILER_OPTIONS = {"cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}}
+
 Spread = Literal["tower", "batch", "same"]
 """How an argument or result is laid out: a leading axis of towers, a leading axis of examples
 (split over `data`), or one value that every device holds."""
@@ -108,11 +112,11 @@ class Placement:
                     return first(outputs, out)
                 return tuple(first(kind, x) for kind, x in zip(outputs, out, strict=True))
 
-            return jax.jit(run, donate_argnums=donate)
+            return jax.jit(run, donate_argnums=donate, compiler_options=self._options())
         if self.name == "pmap":
             axes = tuple(0 if kind == "tower" else None for kind in inputs)
             out_axes = jax.tree.map(lambda kind: 0 if kind == "tower" else None, outputs)
-            return jax.pmap(
+            mapped = jax.pmap(
                 fn,
                 axis_name=TOWER,
                 in_axes=axes,
@@ -120,6 +124,7 @@ class Placement:
                 devices=list(self.mesh.devices.flat),
                 donate_argnums=donate,
             )
+            return _compiled(mapped, self._options())
 
         def inside(*args: Any) -> Any:
             args = [
@@ -143,7 +148,12 @@ class Placement:
             out_specs=jax.tree.map(lambda kind: _SPECS[kind], outputs),
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donate)
+        return jax.jit(mapped, donate_argnums=donate, compiler_options=self._options())
+
+    def _options(self) -> dict[str, str]:
+        options = _COMPILER_OPTIONS.get(self.mesh.devices.flat[0].platform, {})
+        flags = os.environ.get("XLA_FLAGS", "")  # the user's own win
+        return {name: value for name, value in options.items() if name not in flags}
 
     def put_towers(self, tree: Any) -> Any:
         """Places host arrays that have a leading axis of towers (whole on every process)."""
@@ -168,6 +178,21 @@ class Placement:
             return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
         return jax.tree.map(put, tree)
+
+
+def _compiled(mapped: Callable[..., Any], options: dict[str, str]) -> Callable[..., Any]:
+    """`jax.pmap` takes no compiler options; what it lowers to does."""
+    programs: dict[Any, Callable[..., Any]] = {}
+
+    def run(*args: Any) -> Any:
+        leaves, structure = jax.tree.flatten(args)
+        key = (structure, *((x.shape, x.dtype) for x in leaves))
+        if key not in programs:
+            programs[key] = mapped.lower(*args).compile(options)
+        return programs[key](*args)
+
+    run.lower = mapped.lower
+    return run
 
 
 _SPECS = {

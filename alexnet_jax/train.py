@@ -74,20 +74,24 @@ def make_train_step(
         images = inputs.train(batch, noise=state.step < noisy_steps)
         step_key = jax.random.fold_in(dropout_key, state.step)
 
-        def loss_fn(params: dict) -> tuple[jax.Array, jax.Array]:
+        def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
             logits = tower.apply({"params": params}, images, step_key, batch["index"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+            # Of one-hot labels: the gradient of picking one logit an image would be a scatter.
+            one_hot = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
+            losses = optax.softmax_cross_entropy(logits, one_hot)
             loss = jnp.sum(losses) / config.batch_size
             # Every tower computes the same loss, and the transposes of psum and all_gather add up
             # what all towers ask of a value: each must ask for its share only.
-            return loss / tower.towers, logits
+            return loss / tower.towers, (logits, losses)
 
-        gradients, logits = jax.grad(loss_fn, has_aux=True)(state.params)
+        gradients, (logits, losses) = jax.grad(loss_fn, has_aux=True)(state.params)
         gradients = placement.sum_over_data(gradients)
         updates, opt_state = tx.update(
             gradients, state.opt_state, state.params, rate_scale=state.rate_scale
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        # The new velocity is stored before the weights change: otherwise XLA computes it again for
+        # them, from copies of all that it has overwritten by then.
+        updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
         top1, top5 = evaluation.top_errors(logits, batch["label"])
         sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
         sums = placement.sum_over_data(sums)

@@ -1,10 +1,11 @@
 """The operations a tower is made of, each with a gradient that is cheap on every platform.
 
-Three of them carry a hand-written VJP, because what XLA derives is slow on CPU: local response
-normalization (its power is computed once and reused), max pooling (strided masks in place of a
-scatter) and convolution (kept apart for each tower under `vmap`, where XLA would otherwise
-differentiate one grouped convolution as a 3-D one). None changes a value: `tests/models` compares
-each with the plain form, value and gradient.
+Four of them carry a hand-written VJP, because what XLA derives is slow on CPU or keeps more memory
+than it must: local response normalization (a root of its sum is kept, not the sum and its powers),
+max pooling (a byte an output in place of a scatter), ReLU (told from its output) and convolution
+(apart for each tower under `vmap`, where XLA would otherwise differentiate one grouped convolution
+as a 3-D one). None changes a value: `tests/models` compares each with the plain form, value and
+gradient.
 
 Shapes: B images, H x W pixels, C channels of one tower.
 """
@@ -15,10 +16,25 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+_stored = lax.optimization_barrier
+"""Marks what is computed once and kept in memory. XLA would rather compute a sum of squares again
+for each place that reads it, at the price of all that this needs to be kept."""
 
 TOWER = "tower"
 """The mapped axis that the two halves of the network exchange over."""
+
+
+def gather_channels(x: jax.Array) -> jax.Array:
+    """All towers' channels side by side: `[..., C]` of each to `[..., towers * C]` in all.
+
+    Gathered over a new first axis: XLA would lay out a gather along the last one channels first,
+    and everything before and after it with it.
+    """
+    gathered = lax.all_gather(x, TOWER)
+    return jnp.concatenate([gathered[i] for i in range(gathered.shape[0])], -1)
 
 
 # --------------------------------------------------------------------------- convolution
@@ -123,60 +139,91 @@ def _overhang(size: int, window: int, stride: int) -> int:
     return max((pooled_size(size, window, stride) - 1) * stride + window - size, 0)
 
 
-def _tap(x: jax.Array, i: int, j: int, out_h: int, out_w: int, stride: int) -> jax.Array:
-    """What tap (i, j) of every window sees: `[B, out_h, out_w, C]`."""
-    b, _, _, c = x.shape
-    stop = (b, i + (out_h - 1) * stride + 1, j + (out_w - 1) * stride + 1, c)
-    return lax.slice(x, (0, i, j, 0), stop, (1, stride, stride, 1))
+def _pad_to_windows(x: jax.Array, window: int, stride: int) -> jax.Array:
+    """Adds pixels that are never a maximum where the last windows hang over."""
+    _, h, w, _ = x.shape
+    over_h, over_w = _overhang(h, window, stride), _overhang(w, window, stride)
+    if not over_h and not over_w:
+        return x
+    return jnp.pad(x, ((0, 0), (0, over_h), (0, over_w), (0, 0)), constant_values=-jnp.inf)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_and_tap(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
+    """The maximum of every window and which of its pixels that is, row by row: uint8 or int32."""
+    b, h, w, c = x.shape
+    out_h, out_w = pooled_size(h, window, stride), pooled_size(w, window, stride)
+    x = _pad_to_windows(x, window, stride)
+    kind = jnp.uint8 if window * window < 255 else jnp.int32
+
+    def tap(number: int) -> jax.Array:
+        """What pixel `number` of every window is: `[b, out_h, out_w, c]`."""
+        i, j = divmod(number, window)
+        stop = (b, i + (out_h - 1) * stride + 1, j + (out_w - 1) * stride + 1, c)
+        return lax.slice(x, (0, i, j, 0), stop, (1, stride, stride, 1))
+
+    best, taps = tap(0), jnp.zeros((b, out_h, out_w, c), kind)
+    for number in range(1, window * window):
+        candidate = tap(number)
+        taps = jnp.where(candidate > best, kind(number), taps)
+        best = jnp.maximum(best, candidate)
+    return best, taps
+
+
 def max_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
     """Maximum over `window` x `window` squares, `stride` apart, overlapping if stride < window.
 
     The first maximum of a window, row by row, gets the whole gradient, as in XLA's own rule.
     """
-    _, h, w, _ = x_BxHxWxC.shape
-    return lax.reduce_window(
-        x_BxHxWxC,
-        -jnp.inf,
-        lax.max,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        ((0, 0), (0, _overhang(h, window, stride)), (0, _overhang(w, window, stride)), (0, 0)),
-    )
+    return _max_pool(x_BxHxWxC, window, stride, x_BxHxWxC.shape[1:3])
 
 
-def _max_pool_fwd(x, window, stride):
-    y = max_pool(x, window, stride)
-    return y, (x, y)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, stride, size):
+    del size
+    return _max_and_tap(x, window, stride)[0]
 
 
-def _max_pool_bwd(window, stride, saved, g):
-    x, y = saved
-    _, h, w, _ = x.shape
-    _, out_h, out_w, _ = y.shape
-    over_h, over_w = _overhang(h, window, stride), _overhang(w, window, stride)
-    padded = jnp.pad(x, ((0, 0), (0, over_h), (0, over_w), (0, 0)), constant_values=-jnp.inf)
-    zero = jnp.zeros((), g.dtype)
-    taken = jnp.zeros(y.shape, bool)
-    dx = jnp.zeros(x.shape, g.dtype)
-    for i in range(window):
-        for j in range(window):
-            first = (_tap(padded, i, j, out_h, out_w, stride) == y) & ~taken
-            taken = taken | first
-            # Spread this tap's share back over the pixels it came from: a pad with holes.
-            after_h = h - (i + (out_h - 1) * stride + 1)
-            after_w = w - (j + (out_w - 1) * stride + 1)
-            dx = dx + lax.pad(
-                jnp.where(first, g, zero),
-                zero,
-                ((0, 0, 0), (i, after_h, stride - 1), (j, after_w, stride - 1), (0, 0, 0)),
-            )
-    return (dx,)
+def _max_pool_fwd(x, window, stride, size):
+    del size
+    # A byte an output says where the gradient goes; the maps themselves need not be kept.
+    return _max_and_tap(x, window, stride)
 
 
-max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+def _max_pool_bwd(window, stride, size, taps, g):
+    # Pixel stride * i + p of a side is seen by windows i - a as their pixel p + stride * a. So the
+    # gradient, with each side split into (i, p), is a sum over a of the windows' gradients where
+    # the maximum was that pixel: neither a scatter nor a sum of maps that are mostly zero.
+    b, out_h, out_w, c = g.shape
+    h, w = size
+    reach = -(-window // stride)  # windows that see a pixel, along one side
+    sides = (out_h + reach - 1, out_w + reach - 1)
+    around = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
+    nowhere = window * window
+    taps, g = jnp.pad(taps, around, constant_values=nowhere), jnp.pad(g, around)
+
+    def windows(x: jax.Array, a: tuple[int, int]) -> jax.Array:
+        first = [reach - 1 - k for k in a]
+        stop = [f + side for f, side in zip(first, sides, strict=True)]
+        x = lax.slice(x, (0, *first, 0), (b, *stop, c))
+        return x[:, :, None, :, None, :]
+
+    dx = jnp.zeros((), g.dtype)
+    for a in np.ndindex(reach, reach):
+        rows, columns = (np.arange(stride) + stride * k for k in a)
+        inside = (rows[:, None] < window) & (columns[None] < window)
+        # No window holds `nowhere + 1`.
+        pixel = np.where(inside, rows[:, None] * window + columns[None], nowhere + 1)
+        pixel = jnp.asarray(pixel, taps.dtype)[None, None, :, None, :, None]
+        dx = dx + jnp.where(windows(taps, a) == pixel, windows(g, a), 0)
+    dx = dx.reshape(b, sides[0] * stride, sides[1] * stride, c)
+    # Where windows are further apart than they are wide, the last pixels are seen by none.
+    missing = [max(n - m, 0) for n, m in zip((h, w), dx.shape[1:3], strict=True)]
+    if any(missing):
+        dx = jnp.pad(dx, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return (dx[:, :h, :w],)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
 
 
 def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
@@ -199,42 +246,52 @@ def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
 def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) -> jax.Array:
     """Sum over a window of `before + 1 + after` along each axis, clipped at the borders."""
     for axis in axes:
-        size = x.shape[axis]
-        padding = [(0, 0, 0)] * x.ndim
-        padding[axis] = (before, after, 0)
-        padded = lax.pad(x, jnp.zeros((), x.dtype), padding)
-        x = sum(lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(before + 1 + after))
+        shifted = []
+        for offset in range(-before, after + 1):
+            # A pad of -offset before and offset after moves x[i + offset] to i.
+            padding = [(0, 0, 0)] * x.ndim
+            padding[axis] = (-offset, offset, 0)
+            shifted.append(lax.pad(x, jnp.zeros((), x.dtype), padding))
+        x = sum(shifted)
     return x
 
 
-def _inverse_power(s: jax.Array, beta: float) -> jax.Array:
-    if beta == 0.75:  # two square roots in place of a logarithm and an exponential
-        r = lax.rsqrt(s)
-        return r * jnp.sqrt(r)
-    return s**-beta
+def _keep(s: jax.Array, beta: float) -> jax.Array:
+    """What is kept of s: where beta is 3/4 a root of 1/s, of which the rest are products."""
+    return jnp.sqrt(lax.rsqrt(s)) if beta == 0.75 else s
+
+
+def _powers(kept: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
+    """`s ** -beta` and `s ** -(beta + 1)`, from what `_keep` made of s."""
+    if beta == 0.75:
+        square = kept * kept
+        return square * kept, square * square * square * kept
+    power = kept**-beta
+    return power, power / kept
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _respond(x, axes, size, k, alpha, beta):
-    # Centred as in section 3.3: i - n/2 .. i + n/2, an even window leaning forward like Caffe's.
-    before = (size - 1) // 2
-    s = k + alpha * _window_sum(x * x, axes, before, size - 1 - before)
-    return x * _inverse_power(s, beta)
+    return _respond_fwd(x, axes, size, k, alpha, beta)[0]
 
 
 def _respond_fwd(x, axes, size, k, alpha, beta):
-    return _respond(x, axes, size, k, alpha, beta), x
-
-
-def _respond_bwd(axes, size, k, alpha, beta, x, g):
-    # y_i = x_i s_i^-b, so dx_i = g_i s_i^-b - 2ab x_i sum_{j: i in window(j)} g_j x_j s_j^(-b-1).
-    # Only x is kept from the forward pass: s costs less to compute again than to store.
+    # Centred as in section 3.3: i - n/2 .. i + n/2, an even window leaning forward like Caffe's.
     before = (size - 1) // 2
-    after = size - 1 - before
-    s = k + alpha * _window_sum(x * x, axes, before, after)
-    p = _inverse_power(s, beta)
-    inner = _window_sum(g * x * p / s, axes, after, before)
-    return (g * p - (2 * alpha * beta) * x * inner,)
+    x = _stored(x)
+    s = k + alpha * _window_sum(x * x, axes, before, size - 1 - before)
+    kept = _stored(_keep(s, beta))
+    return x * _powers(kept, beta)[0], (x, kept)
+
+
+def _respond_bwd(axes, size, k, alpha, beta, saved, g):
+    # y_i = x_i s_i^-b, so dx_i = g_i s_i^-b - 2ab x_i sum_{j: i in window(j)} g_j x_j s_j^-(b+1).
+    # Stored again, or XLA would keep the forward pass's powers for here.
+    x, kept = saved[0], _stored(saved[1])
+    before = (size - 1) // 2
+    power, next_power = _powers(kept, beta)
+    inner = _window_sum(_stored(g * x * next_power), axes, size - 1 - before, before)
+    return (g * power - (2 * alpha * beta) * x * inner,)
 
 
 _respond.defvjp(_respond_fwd, _respond_bwd)
@@ -294,8 +351,28 @@ def dropout_mask(
     return jax.vmap(one)(index_B)
 
 
+# --------------------------------------------------------------------------- activation
+
+
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """`max(x, 0)`, with gradient 0 at 0, told from its output: the input need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_fwd(x):
+    y = _stored(relu(x))
+    return y, y
+
+
+def _relu_bwd(y, g):
+    return (jnp.where(y > 0, g, 0),)
+
+
+relu.defvjp(_relu_fwd, _relu_bwd)
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
+    "relu": relu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }

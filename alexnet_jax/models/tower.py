@@ -75,8 +75,7 @@ class Tower(nn.Module):
 
     def _layer(self, layer: table.Layer, x: jax.Array) -> jax.Array:
         if layer.exchange == "inputs" and layer is not self.layers[0]:
-            # Channels are the last axis of maps and of dense activations alike.
-            x = lax.all_gather(x, ops.TOWER, axis=x.ndim - 1, tiled=True)
+            x = ops.gather_channels(x)
         if layer.kind == "dense":
             x = x.reshape(x.shape[0], -1)
         kernel_shape, bias_shape = self._shapes(layer, x.shape)

@@ -1,0 +1,199 @@
+"""How fast this configuration runs on this machine: its step, its forward pass, its input."""
+
+import dataclasses
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax import evaluate as evaluation
+from alexnet_jax import inputs as input_rules
+from alexnet_jax import optim, parallel, train
+from alexnet_jax.config import validate
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.sources import Source
+from alexnet_jax.errors import UsageError
+from alexnet_jax.models import tower as towers
+
+
+@dataclasses.dataclass
+class Steps:
+    """The train and test steps of a configuration, as a run would compile them, and their state.
+
+    Attributes:
+      batch: a training batch of noise, on the device.
+      eval_batch: a test batch of noise, as large, on the device.
+    """
+
+    placement: parallel.Placement
+    train_step: Callable
+    eval_step: Callable
+    state: train.TrainState
+    batch: dict[str, jax.Array]
+    eval_batch: dict[str, jax.Array]
+
+    def train(self, steps: int) -> None:
+        """Runs so many training steps to their end."""
+        for _ in range(steps):
+            self.state, metrics = self.train_step(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+
+    def forward(self, steps: int) -> None:
+        """Runs so many test steps, one centre crop an image, to their end."""
+        for _ in range(steps):
+            sums = self.eval_step(self.state.params, self.eval_batch)
+        jax.block_until_ready(sums)
+
+
+def build(config: ConfigDict) -> Steps:
+    """Steps over noise; nothing is read from disk, and a mean image is zero.
+
+    Raises:
+      UsageError: as `train.train_and_evaluate`.
+    """
+    validate(config)
+    placement = parallel.place(config)
+    tower = towers.build(config.model)
+    data, size = config.data, config.batch_size
+    mean = np.zeros((data.image_size, data.image_size, 3), np.float32)
+    inputs = input_rules.build(data, mean)
+    tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
+    generator = np.random.default_rng(0)
+
+    def batch(side: int) -> dict[str, np.ndarray]:
+        return {
+            "image": generator.integers(0, 256, (size, side, side, 3), np.uint8),
+            "label": generator.integers(0, config.model.num_classes, size, np.int32),
+            "index": np.arange(size, dtype=np.int32),
+        }
+
+    return Steps(
+        placement=placement,
+        train_step=train.make_train_step(config, tower, inputs, tx, placement, 1000),
+        eval_step=evaluation.make_eval_step(tower, inputs, placement, views=1),
+        state=placement.put_towers(train.init_state(config, tower, tx)),
+        batch=placement.put_batch(
+            batch(data.crop_size) | {"colour": np.zeros((size, 3), np.float32)}
+        ),
+        eval_batch=placement.put_batch(
+            batch(data.image_size) | {"mask": np.ones(size, np.float32)}
+        ),
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held so far (resident)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
+    """Measures in turns, so that a slow moment of the machine hits everything alike.
+
+    Args:
+      config: the run; its data set may be missing, and then only the steps are measured.
+      rounds: how often each thing is measured.
+      steps: training steps a round.
+
+    Returns:
+      `first_step_seconds` (from this call, compilation included), medians in images a second of
+      `train`, `forward`, and with data `pipeline` and `end_to_end`, `step_fraction` (end to end
+      by bare step), and `peak_bytes` of training.
+    """
+    begun = time.perf_counter()
+    bench = build(config)
+    bench.train(1)
+    result: dict[str, Any] = {
+        "placement": bench.placement.describe(),
+        "batch_size": config.batch_size,
+        "first_step_seconds": time.perf_counter() - begun,
+    }
+    bench.train(1)
+    result["peak_bytes"] = peak_bytes()
+    bench.forward(1)
+    modes = {"train": bench.train, "forward": bench.forward}
+    try:
+        source = train.open_sources(config)["train"]
+    except UsageError as error:
+        result["no_data"] = str(error)
+    else:
+        modes["end_to_end"] = _end_to_end(bench, config, source)
+    seconds: dict[str, list[float]] = {name: [] for name in modes}
+    for _ in range(rounds):
+        for name, mode in modes.items():
+            before = time.perf_counter()
+            mode(steps)
+            seconds[name].append((time.perf_counter() - before) / steps)
+            _settle()
+    for name, values in seconds.items():
+        result[name] = config.batch_size / statistics.median(values)
+    if "end_to_end" in result:
+        result["step_fraction"] = result["end_to_end"] / result["train"]
+        result["pipeline"] = pipeline_speed(config, source, batches=max(steps, 10))
+    return result
+
+
+def _end_to_end(bench: Steps, config: ConfigDict, source: Source) -> Callable[[int], None]:
+    batches = _batches(config, source)
+    bench.placement.put_batch(next(batches))
+    _settle()
+
+    def fed(steps: int) -> None:
+        for _ in range(steps):
+            batch = bench.placement.put_batch(next(batches))
+            bench.state, metrics = bench.train_step(bench.state, batch)
+        jax.block_until_ready((bench.state, metrics))
+
+    return fed
+
+
+def _settle() -> None:
+    """Waits until nothing is read ahead any more, so that no other measurement pays for it."""
+    busy = 1.0
+    while busy > 0.02:
+        before = time.process_time()
+        time.sleep(0.25)
+        busy = (time.process_time() - before) / 0.25
+
+
+def _batches(config: ConfigDict, source: Source) -> Iterator[pipeline.Batch]:
+    return pipeline.train_batches(
+        source, config.data, seed=config.seed, batch_size=config.batch_size
+    )
+
+
+def pipeline_speed(config: ConfigDict, source: Source, batches: int) -> float:
+    """Images a second of the input alone, once what was read ahead has been used up."""
+    stream = _batches(config, source)
+    for _ in range(8):
+        next(stream)
+    before = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    return batches * config.batch_size / (time.perf_counter() - before)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `run` as text."""
+    rows = [
+        ("first step after", f"{result['first_step_seconds']:.1f} s, compilation included"),
+        ("training step", f"{result['train']:.1f} images/s"),
+        ("forward alone", f"{result['forward']:.1f} images/s"),
+    ]
+    if "end_to_end" in result:
+        share = f"{result['step_fraction']:.3f} of the bare step"
+        rows += [
+            ("training from data", f"{result['end_to_end']:.1f} images/s, {share}"),
+            ("input alone", f"{result['pipeline']:.0f} images/s"),
+        ]
+    else:
+        rows += [("training from data", f"not measured: {result['no_data']}")]
+    rows += [("peak memory", f"{result['peak_bytes'] / 1e9:.2f} GB on the host")]
+    lines = [f"{result['placement']}; batch {result['batch_size']}"]
+    return "\n".join(lines + [f"  {name:<20}{value}" for name, value in rows])
