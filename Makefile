@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test lint clean .venv
+.PHONY: quickstart test lint bench clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -13,6 +13,9 @@ test: .venv/done  ## Run the tests.
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench: .venv/done benchmarks/.venv/done  ## Time the step beside PyTorch, TensorFlow, plain Flax.
+	$(RUN) benchmarks/run.py --torch_python=$(CURDIR)/benchmarks/.venv/bin/python
 
 .venv: .venv/done
 
@@ -25,6 +28,13 @@ lint: .venv/done  ## Check style.
 	$(RUN) -m pip install --quiet -r requirements.txt
 	touch $@
 
+# PyTorch alone: the other peers run in the project's own environment.
+benchmarks/.venv/done: benchmarks/requirements.txt
+	rm -rf benchmarks/.venv
+	$(PYTHON) -m venv benchmarks/.venv
+	benchmarks/.venv/bin/python -m pip install --quiet -r benchmarks/requirements.txt
+	touch $@
+
 clean:  ## Remove the environment and the caches, not the runs.
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv benchmarks/.venv .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

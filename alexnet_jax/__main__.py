@@ -23,10 +23,11 @@ EXAMPLE = "experiments/quickstart.py"
 def train(flag: flags.FlagValues) -> None:
     """Train a network; the same command resumes where it stopped."""
     config, workdir = flag.config, Path(flag.workdir)
+    profile = _steps(flag.profile)
     _start(config)
     from alexnet_jax.train import train_and_evaluate
 
-    result = train_and_evaluate(config, workdir)
+    result = train_and_evaluate(config, workdir, profile)
     print(json.dumps(result, indent=2))
 
 
@@ -65,6 +66,24 @@ def statistics(flag: flags.FlagValues) -> None:
     print(f"  data.colour.eigenvectors = {rows}")
 
 
+def prepare(flag: flags.FlagValues) -> None:
+    """Decode and resize a data set once, for runs with --config.data.source=prepared:OUT."""
+    config, out = flag.config, Path(flag.out)
+    _start(config)
+    from alexnet_jax.data.prepare import prepare as prepare_split
+    from alexnet_jax.data.sources import open_source
+
+    data = config.data
+    for split in dict.fromkeys((data.train_split, data.test_split)):
+
+        def show(done: int, total: int, split: str = split) -> None:
+            if done == total or done % 100_000 < 64:
+                print(f"{split}: {done} of {total} images", file=sys.stderr, flush=True)
+
+        prepare_split(open_source(data.source, split), data, out / split, show)
+    print(f"wrote {out}; train with --config.data.source=prepared:{out}")
+
+
 def bench(flag: flags.FlagValues) -> None:
     """Measure the training step, the forward pass and the input of a config on this machine."""
     _start(flag.config)
@@ -74,9 +93,14 @@ def bench(flag: flags.FlagValues) -> None:
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]] = {
-    "train": (train, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/quickstart"),
+    "train": (
+        train,
+        ("config", "workdir", "profile"),
+        f"--config={EXAMPLE} --workdir=runs/quickstart",
+    ),
     "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
+    "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
     "inspect": (inspect, ("config",), "--config=experiments/imagenet.py"),
 }
@@ -96,6 +120,12 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         flags.DEFINE_enum(
             "views", "1", ["1", "9", "10"], "Centre crop; nine or ten views too.", flag_values=flag
         )
+    elif name == "out":
+        flags.DEFINE_string("out", None, "The folder to write.", flag_values=flag)
+    elif name == "profile":
+        flags.DEFINE_string(
+            "profile", "", "M:N: trace steps M to N into WORKDIR/profile.", flag_values=flag
+        )
     elif name in ("rounds", "steps"):
         text = "How often each thing is measured." if name == "rounds" else "Steps a measurement."
         flags.DEFINE_integer(name, 5, text, lower_bound=1, flag_values=flag)
@@ -112,6 +142,15 @@ def _start(config: ConfigDict) -> None:
 
     validate(config)
     prepare_host(config.model.towers)
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--profile={text}: give the first and the last step, such as 20:25")
+    return int(match[1]), int(match[2])
 
 
 def _config_of(workdir: Path) -> ConfigDict:

@@ -1,9 +1,12 @@
-"""Networks that do not learn, noticed early: units that never fire, a loss that never moves."""
+"""What is wrong with a run: units that never fire, a loss that never moves, steps that are slow."""
 
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -88,3 +91,38 @@ class Watch:
             return []
         self._said.add(key)
         return [line]
+
+
+class Trace:
+    """Records some steps with JAX's profiler; open the folder in TensorBoard, XProf or Perfetto."""
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None):
+        """Records steps `steps[0]` to `steps[1]`, both included, or nothing."""
+        self._folder = folder
+        self._first, self._last = steps or (1, 0)
+        self._running = False
+
+    def before(self, step: int) -> None:
+        """Called ahead of each step."""
+        if self._first <= step <= self._last and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, state: Any) -> None:
+        """Called once a step is on its way; waits for `state`, its result, where tracing ends."""
+        if self._running and step >= self._last:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+    def __enter__(self) -> Self:
+        """The trace itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Writes what there is, if the run ends before the last step."""
+        self._stop()

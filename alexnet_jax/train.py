@@ -23,7 +23,7 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline, statistics
 from alexnet_jax.data.sources import Source, open_source
-from alexnet_jax.diagnose import Watch
+from alexnet_jax.diagnose import Trace, Watch
 from alexnet_jax.errors import UsageError
 from alexnet_jax.metrics import MetricsLog, Progress
 from alexnet_jax.models import tower as towers
@@ -125,8 +125,16 @@ class Plateau:
         return optimizer.drop_factor**self.drops
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train_and_evaluate(
+    config: ConfigDict, workdir: Path, profile: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Trains to the end of `config`, resuming from `workdir` if it holds a checkpoint.
+
+    Args:
+      config: the run.
+      workdir: its folder.
+      profile: the first and the last step to trace into `workdir/profile`, for TensorBoard,
+        Perfetto or XProf.
 
     Returns:
       The content of `workdir/result.json`.
@@ -173,13 +181,22 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     watch = Watch(config, tower.layers)
     sums: dict[str, float] = {}
     pending, waited, since, steps_since = None, 0.0, time.perf_counter(), 0
-    with Progress(num_steps, start) as progress:
+
+    def next_batch() -> dict[str, jax.Array]:
+        nonlocal waited
+        before = time.perf_counter()
+        host_batch = next(batches)
+        waited += time.perf_counter() - before
+        return placement.put_batch(host_batch)
+
+    batch = next_batch() if start < num_steps else None
+    with Progress(num_steps, start) as progress, Trace(workdir / "profile", profile) as trace:
         for step in range(start + 1, num_steps + 1):
             warnings: list[str] = []
-            before = time.perf_counter()
-            batch = placement.put_batch(next(batches))
-            waited += time.perf_counter() - before
+            trace.before(step)
             state, metrics = train_step(state, batch)
+            # The next batch travels to the devices while they work on this one.
+            batch = next_batch() if step < num_steps else None
             # A step's metrics are fetched while the next one runs; the last of a logged stretch
             # at once, so that its time is counted in full.
             logged = step % config.log_every_steps == 0 or step in (1, num_steps)
@@ -188,6 +205,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 for name, value in parallel.to_host(done or {}).items():
                     sums[name] = sums.get(name, 0.0) + float(value)
             pending = None if logged or evaluated else metrics
+            trace.after(step, state)
             steps_since += 1
             progress.update(step)
             if logged or evaluated:

@@ -1,6 +1,7 @@
 """What a person sees: help, tables, and one line for each mistake."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,8 @@ QUICKSTART = "--config=experiments/quickstart.py"
             ["train", QUICKSTART, "--workdir=x", "--config.data.source=tfds:caltech101"],
             ["caltech101", "tfds.load"],
         ),
+        (["train", QUICKSTART, "--workdir=x", "--profile=9:5"], ["--profile=9:5", "20:25"]),
+        (["bench", QUICKSTART, "--rounds=0"], ["--rounds=0", "positive"]),
         (["evaluate", "--workdir=/nonexistent"], ["/nonexistent"]),
     ],
 )
@@ -79,11 +82,26 @@ def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
         "import sys, alexnet_jax, alexnet_jax.__main__ as m; m.main(['--help']);"
         "assert not {'jax', 'tensorflow'} & set(sys.modules), 'heavy import';"
         "from alexnet_jax import parallel; parallel.prepare_host(2);"
+        "import jax; print(jax.config.jax_compilation_cache_dir);"
         "from alexnet_jax.config import default; print(parallel.place(default()).describe())"
     )
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": "/some/where",
+    }
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("pmap, 2 cpu devices")
+    assert done.stdout.splitlines()[-2:] == ["/some/where/alexnet_jax", "pmap, 2 cpu devices"]
+
+
+def test_bench_measures_the_digits(capsys):
+    arguments = ["bench", QUICKSTART, "--config.batch_size=16", "--rounds=1", "--steps=1"]
+    assert main([*arguments, "--config.placement=vmap"]) == 0
+    text = capsys.readouterr().out
+    assert "vmap, 1 cpu device; batch 16" in text
+    names = ("first step", "training step", "forward alone", "training from data", "input alone")
+    for name in (*names, "peak memory"):
+        assert len(re.findall(rf"^  {name}.* \d+\.?\d* ", text, re.MULTILINE)) == 1, name

@@ -53,6 +53,22 @@ def test_a_run_leaves_what_the_workdir_promises(unbroken):
     assert [line["step"] for line in tests] == [4, 8]
 
 
+def test_a_trace_of_the_steps_asked_for(tmp_path, unbroken):
+    result = train_and_evaluate(short_config(), tmp_path, profile=(2, 3))
+    assert result == unbroken[1]
+    assert len(list((tmp_path / "profile").glob("**/*.xplane.pb"))) == 1
+
+
+def test_bfloat16_computes_nearly_the_same(tmp_path, unbroken):
+    config = short_config()
+    config.model.compute_dtype = "bfloat16"
+    train_and_evaluate(config, tmp_path)
+    ours, theirs = lines(tmp_path), lines(unbroken[0])
+    assert ours[0]["loss"] != theirs[0]["loss"]
+    for line, expected in zip(ours, theirs, strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=0.02)
+
+
 def cut_short(workdir, monkeypatch):
     """Runs until step 5 is done, then dies as if by Ctrl-C; the checkpoint of step 4 stays."""
     full_stream = pipeline.train_batches

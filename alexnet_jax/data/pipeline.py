@@ -5,10 +5,12 @@ cached arrays. `tf.data` then runs over batch numbers: fetch all bytes of a batc
 images one by one in parallel, stack them again. Resuming is starting to count elsewhere.
 """
 
+import collections
 import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.data import augment
 from alexnet_jax.data.decode import decode, to_square
+from alexnet_jax.data.prepared_source import Prepared
 from alexnet_jax.data.sources import Source
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
@@ -103,13 +106,20 @@ def train_batches(
         }
 
     cut = functools.partial(augment.crop, crop_size=config.crop_size, pad=config.pad)
+    numbers = range(start_step, sys.maxsize)
+    if isinstance(source, Prepared):
+
+        def cut_squares(image: list, offset: Any, flip: Any, **rest: Any) -> Batch:
+            return {"image": cut(image, offset, flip), **rest}
+
+        return _prepared_stream(source, config, plan, numbers, cut_squares)
 
     def finish(image: Any, offset: Any, flip: Any, **rest: Any) -> dict[str, Any]:
         tf = import_tensorflow()
         crops = tf.numpy_function(cut, [image, offset, flip], tf.uint8)
         return {"image": crops, **rest}
 
-    return _stream(source, config, plan, range(start_step, sys.maxsize), finish)
+    return _stream(source, config, plan, numbers, finish)
 
 
 def eval_batches(
@@ -150,7 +160,14 @@ def eval_batches(
             "mask": (position <= last).astype(np.float32),
         }
 
-    return _stream(source, config, plan, range(last // batch_size + 1), dict)
+    numbers = range(last // batch_size + 1)
+    if isinstance(source, Prepared):
+
+        def stack(image: list, **rest: Any) -> Batch:
+            return {"image": np.stack(image), **rest}
+
+        return _prepared_stream(source, config, plan, numbers, stack)
+    return _stream(source, config, plan, numbers, dict)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -159,6 +176,35 @@ def _local_size(batch_size: int, process_count: int) -> int:
             f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
         )
     return batch_size // process_count
+
+
+def _prepared_stream(
+    source: Prepared,
+    config: ConfigDict,
+    plan: Plan,
+    numbers: range,
+    finish: Callable[..., Batch],
+) -> Iterator[Batch]:
+    """The batches of `numbers` from squares on disk, cut straight from its pages into the batch."""
+    source.check(config)
+    plan(numbers.start)  # Values that do not fit are an error before anything is iterated.
+
+    def make(number: int) -> Batch:
+        columns = plan(number)
+        squares, label = source.read(columns["index"])
+        return finish(image=squares, label=label, **columns)
+
+    def stream() -> Iterator[Batch]:
+        with ThreadPoolExecutor(_BATCHES_READ_AHEAD) as pool:
+            ahead: collections.deque[Future[Batch]] = collections.deque()
+            for number in numbers:
+                ahead.append(pool.submit(make, number))
+                if len(ahead) > _BATCHES_READY:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    return stream()
 
 
 def _stream(

@@ -14,7 +14,7 @@ from alexnet_jax.errors import UsageError
 
 FORMS = (
     "'digits' (built in), 'tfds:NAME' or 'tfds:NAME:VERSION' (prepared by TensorFlow Datasets), "
-    "'folder:PATH' (PATH/SPLIT/CLASS/*.jpg)"
+    "'folder:PATH' (PATH/SPLIT/CLASS/*.jpg), 'prepared:PATH' (written by the verb prepare)"
 )
 
 
@@ -77,6 +77,10 @@ def open_source(name: str, split: str) -> Source:
         from alexnet_jax.data import folder_source
 
         return folder_source.open_folder(rest, split)
+    if kind == "prepared" and rest:
+        from alexnet_jax.data import prepared_source
+
+        return prepared_source.open_prepared(rest, split)
     raise UsageError(f"data.source: no source is called '{name}'; give one of {FORMS}")
 
 

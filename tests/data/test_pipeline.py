@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from alexnet_jax.data import augment, pipeline
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from tests.support import tiny_config
@@ -54,6 +56,54 @@ def test_a_batch_holds_the_crops_that_the_draws_say(folder, pad):
             crop = crop[:, ::-1] if draws.flip[index] else crop
             np.testing.assert_array_equal(image, crop)
             assert source.class_names[label] == source.describe(index).split("/")[-2]
+
+
+@pytest.fixture(scope="module")
+def prepared(folder, tmp_path_factory):
+    """The folder's images, which need resizing here, as squares of 16."""
+    root = tmp_path_factory.mktemp("prepared")
+    done = []
+    config = data_config(image_size=16, crop_size=12)
+    prepare(
+        open_source(folder, "train"), config, root / "train", lambda n, of: done.append((n, of))
+    )
+    assert done == [(12, 12)]
+    return root
+
+
+def test_prepared_images_make_the_same_batches(folder, prepared):
+    config = data_config(image_size=16, crop_size=12)
+    original = open_source(folder, "train")
+    squares = open_source(f"prepared:{prepared}", "train")
+    assert squares.class_names == original.class_names
+    for make in (pipeline.train_batches, pipeline.eval_batches):
+        arguments = {"seed": 3} if make is pipeline.train_batches else {}
+        pair = [make(source, config, batch_size=5, **arguments) for source in (original, squares)]
+        for _, ours, expected in zip(range(3), pair[1], pair[0], strict=False):
+            assert set(ours) == set(expected)
+            for name, value in expected.items():
+                np.testing.assert_array_equal(ours[name], value)
+                assert ours[name].dtype == value.dtype
+
+
+def test_what_does_not_fit_prepared_images_is_named(folder, prepared, tmp_path):
+    source = open_source(f"prepared:{prepared}", "train")
+    with pytest.raises(UsageError, match=r"data\.image_size is 20.*prepared with 16"):
+        pipeline.eval_batches(source, data_config(image_size=20), batch_size=4)
+    config = data_config(image_size=16, resize="stretch")
+    with pytest.raises(UsageError, match=r"data\.resize is 'stretch'"):
+        pipeline.eval_batches(source, config, batch_size=4)
+    with pytest.raises(UsageError, match="there is train"):
+        open_source(f"prepared:{prepared}", "test")
+    with pytest.raises(UsageError, match="prepare` writes one"):
+        open_source(f"prepared:{tmp_path}", "train")
+    with pytest.raises(UsageError, match="prepared already"):
+        prepare(open_source(folder, "train"), config, prepared / "train", print)
+    for name in ("images.npy", "labels.npy", "split.json"):
+        copy = shutil.copytree(prepared, tmp_path / name) / "train" / name
+        copy.write_bytes(copy.read_bytes()[:-5])
+        with pytest.raises(UsageError, match="is damaged"):
+            open_source(f"prepared:{tmp_path / name}", "train")
 
 
 def test_resuming_and_sharing_change_nothing():

@@ -78,7 +78,7 @@ def pool_loop(x, window, stride, reduce):
     return out
 
 
-SIZES = [(3, 2, 13), (3, 2, 8), (2, 2, 7), (3, 3, 9), (3, 1, 5)]
+SIZES = [(3, 2, 13), (3, 2, 8), (2, 2, 7), (3, 3, 9), (3, 1, 5), (2, 3, 8)]
 
 
 @pytest.mark.parametrize("window,stride,size", SIZES)
@@ -105,6 +105,35 @@ def test_max_pool_gradient_equals_xlas_with_ties(window, stride, size):
     weights = numbers(*plain(x).shape, seed=1).astype(np.float32)
     ours = jax.vjp(lambda x: layers.max_pool(x, window, stride), x)[1](weights)[0]
     np.testing.assert_allclose(ours, jax.vjp(plain, x)[1](weights)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_relu_equals_jaxs_with_zeros():
+    x = np.random.default_rng(0).integers(-2, 3, (4, 50)).astype(np.float32)
+    y, back = jax.vjp(layers.relu, x)
+    expected, expected_back = jax.vjp(jax.nn.relu, x)
+    np.testing.assert_array_equal(y, expected)
+    weights = numbers(4, 50).astype(np.float32)
+    np.testing.assert_array_equal(back(weights)[0], expected_back(weights)[0])
+
+
+@pytest.mark.parametrize("size,beta", [(5, 0.75), (4, 0.5)])
+def test_lrn_gradient_equals_jaxs_of_the_plain_form(size, beta):
+    x, weights = 3 * numbers(2, 3, 3, 9), numbers(2, 3, 3, 9, seed=1)
+    i = np.arange(9)
+    distance = i[:, None] - i
+    band = ((distance >= -((size - 1) // 2)) & (distance <= size // 2)).astype(float)
+
+    def plain(x):
+        return x / (2 + 0.3 * (x * x) @ band) ** beta
+
+    def ours(x):
+        return layers.local_response_norm(x, size=size, k=2.0, alpha=0.3, beta=beta)
+
+    with jax.enable_x64(True):
+        gradients = [
+            jax.vjp(fn, jnp.asarray(x))[1](jnp.asarray(weights))[0] for fn in (ours, plain)
+        ]
+        np.testing.assert_allclose(*gradients, rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize("stride,padding,shared_input", [(1, (1, 1), False), (4, (0, 3), True)])

@@ -1,0 +1,93 @@
+"""A data set resized once (see `prepare`): its squares in one array, cropped without decoding.
+
+A folder a split: `images.npy` uint8 `[N, S, S, 3]`, `labels.npy` int32 `[N]` and `split.json`
+(class names, the resize rule, where they came from). The squares are those the pipeline makes of
+the original, so training from either gives the same batches.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A `Source` of squares.
+
+    Attributes:
+      squares: uint8 `[N, S, S, 3]`, mapped from the disk.
+      resize: the `data.resize` that made them.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    squares: np.ndarray
+    labels: np.ndarray
+    resize: str
+
+    @property
+    def num_examples(self) -> int:
+        """Images in the split."""
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Like `Source.read`, but squares `[S, S, 3]`, still on the disk, in place of files."""
+        return [self.squares[i] for i in indices], self.labels[indices]
+
+    def describe(self, index: int) -> str:
+        """See `Source.describe`."""
+        return f"{self.name} {self.split}, image {index}"
+
+    def check(self, config: ConfigDict) -> None:
+        """Compares with `config.data`.
+
+        Raises:
+          UsageError: the squares are of another size, or made by another rule.
+        """
+        for field, has in (("image_size", self.squares.shape[1]), ("resize", self.resize)):
+            if config[field] != has:
+                raise UsageError(
+                    f"data.{field} is {config[field]!r}, but {self.name} was prepared with "
+                    f"{has!r}: use --config.data.{field}={has}, or prepare it again"
+                )
+
+
+def open_prepared(path: str, split: str) -> Prepared:
+    """Opens PATH/SPLIT as `prepare` wrote it.
+
+    Raises:
+      UsageError: it is not there, was not finished, or its files do not fit together.
+    """
+    folder = Path(path).expanduser() / split
+    if not (folder / "split.json").is_file():
+        has = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/split.json")))
+        raise UsageError(
+            f"data.source: {folder} is not a prepared split"
+            + (f"; there is {has}" if has else "; `python -m alexnet_jax prepare` writes one")
+        )
+    try:
+        about = json.loads((folder / "split.json").read_text())
+        names, resize = tuple(about["class_names"]), about["resize"]
+        squares = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if squares.dtype != np.uint8 or squares.shape[1:] != (squares.shape[1],) * 2 + (3,):
+            raise ValueError(f"images.npy is {squares.dtype} {squares.shape}")
+        if labels.dtype != np.int32 or labels.shape != squares.shape[:1] or not len(labels):
+            raise ValueError(f"labels.npy is {labels.dtype} {labels.shape}")
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise ValueError("labels.npy holds labels without a name")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"{folder} is damaged ({reason}); prepare it again") from error
+    return Prepared(f"prepared:{path}", split, names, squares, labels, resize)

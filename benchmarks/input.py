@@ -1,0 +1,132 @@
+"""The input beside a bare `tf.data` map, and training fed from it beside the bare step.
+
+    python benchmarks/input.py --source=tfds:imagenet2012
+
+Writes input.json and input.md under --out. The data set is prepared once into a temporary folder,
+or into --prepared, for the figures of `prepared:PATH`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax import parallel, presets
+
+HERE = Path(__file__).parent
+
+
+def bare_map(source, config, batch_size: int) -> Iterator:
+    """What one would write first: decode, resize, crop and flip each image, batch."""
+    import tensorflow as tf
+
+    from alexnet_jax.data.decode import to_square
+
+    square = to_square(config.resize, config.image_size)
+    crop = config.crop_size
+
+    def one(encoded):
+        image = square(tf.io.decode_image(encoded, channels=3, expand_animations=False))
+        image = tf.image.random_crop(image, (crop, crop, 3))
+        return tf.image.random_flip_left_right(image)
+
+    encoded, _ = source.read(np.arange(source.num_examples))
+    dataset = tf.data.Dataset.from_tensor_slices(encoded).repeat()
+    dataset = dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(batch_size).prefetch(2).as_numpy_iterator()
+
+
+def speed(stream: Iterator, batches: int, batch_size: int) -> float:
+    """Images a second, after what was read ahead is used up."""
+    for _ in range(4):
+        next(stream)
+    before = time.perf_counter()
+    for _ in range(batches):
+        next(stream)
+    return batches * batch_size / (time.perf_counter() - before)
+
+
+def main() -> None:
+    """Measures and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", default="tfds:imagenet2012")
+    parser.add_argument("--prepared", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="training steps a measurement")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    config = presets.get("paper")
+    config.data.source = args.source
+    parallel.prepare_host(config.model.towers)
+
+    from alexnet_jax import bench
+    from alexnet_jax.data import pipeline
+    from alexnet_jax.data.prepare import prepare
+    from alexnet_jax.data.sources import open_source
+
+    data, size = config.data, config.batch_size
+    source = open_source(args.source, data.train_split)
+    with tempfile.TemporaryDirectory() as folder:
+        root = args.prepared or Path(folder)
+        for split in (data.train_split, data.test_split):
+            if not (root / split / "split.json").exists():
+                images = open_source(args.source, split)
+                prepare(images, data, root / split, lambda done, total: None)
+        squares = open_source(f"prepared:{root}", data.train_split)
+
+        def ours(images) -> Iterator:
+            return pipeline.train_batches(images, data, seed=0, batch_size=size)
+
+        streams = {
+            "bare map, JPEG": (lambda: bare_map(source, data, size), 6),
+            "ours, JPEG": (lambda: ours(source), 6),
+            "ours, prepared": (lambda: ours(squares), 100),
+        }
+        speeds = {name: [] for name in streams}
+        for _ in range(args.rounds):
+            for name, (make, batches) in streams.items():
+                speeds[name].append(speed(make(), batches, size))
+        result = {
+            "images": source.num_examples,
+            "batch_size": size,
+            "images_per_second": speeds,
+            "training": {},
+        }
+        for name, images in (("JPEG", args.source), ("prepared", f"prepared:{root}")):
+            config.data.source = images
+            measured = bench.run(config, args.rounds, args.steps)
+            result["training"][name] = measured | {"source": images.partition(":")[0]}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "input.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = table(result)
+    (args.out / "input.md").write_text(text)
+    print(text)
+
+
+def table(result: dict) -> str:
+    """The result as Markdown."""
+    lines = [
+        f"{result['images']} photographs, batch {result['batch_size']}, medians.",
+        "",
+        "| input alone | images/s | of the bare map |",
+        "|---|---|---|",
+    ]
+    medians = {n: statistics.median(v) for n, v in result["images_per_second"].items()}
+    bare = medians["bare map, JPEG"]
+    lines += [f"| {n} | {v:.0f} | {v / bare:.2f} |" for n, v in medians.items()]
+    lines += ["", "| training from | images/s | bare step | share |", "|---|---|---|---|"]
+    for name, row in result["training"].items():
+        lines.append(
+            f"| {name} | {row['end_to_end']:.1f} | {row['train']:.1f} | "
+            f"{row['step_fraction']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

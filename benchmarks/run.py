@@ -1,0 +1,172 @@
+"""`make bench`: this project and what people would use instead, in turns, in one run.
+
+Each implementation is a process of its own that compiles once and then waits. Every round asks
+each in turn for a few training steps and a few forward passes, the order shifted by one a round;
+between them the machine's matrix product is measured. Medians and their ratios go to step.md and
+step.json under --out.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+FLOP_PER_IMAGE = {"train": 4.136e9, "forward": 1.449e9}
+"""Of the two-tower network: two for a multiply-add; training is three forward passes less the
+gradient of conv1's input (tests/test_compiled.py counts them)."""
+
+PEERS = {
+    "ours": ["{python}", "ours.py"],
+    "ours, vmap": ["{python}", "ours.py", "--placement=vmap"],
+    "TensorFlow": ["{python}", "tensorflow_peer.py"],
+    "PyTorch": ["{torch}", "torch_peer.py"],
+    "PyTorch, channels last": ["{torch}", "torch_peer.py", "--channels_last"],
+    "plain Flax": ["{python}", "flax_peer.py"],
+}
+
+
+class Worker:
+    """One implementation in its own process."""
+
+    def __init__(self, command: list[str], batch_size: int):
+        """Starts it and waits until it is built."""
+        # Our own package is found from the checkout; the peers do not look for it.
+        environment = dict(os.environ, PYTHONPATH=str(HERE.parent), TF_CPP_MIN_LOG_LEVEL="2")
+        self._process = subprocess.Popen(
+            [*command, f"--batch_size={batch_size}"], cwd=HERE, env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        self.about = self._answer()
+
+    def time(self, mode: str, steps: int) -> dict[str, float]:
+        """Seconds of `steps` steps, and the process's peak memory so far."""
+        self._process.stdin.write(f"{mode} {steps}\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._process.communicate()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self._process.args)} ended; its message is above")
+        return json.loads(line)
+
+
+def matrix_product(size: int = 4096) -> float:
+    """Float32 operations a second of NumPy's matrix product: the peak that libraries reach."""
+    a = np.ones((size, size), np.float32)
+    before = time.perf_counter()
+    a @ a
+    return 2 * size**3 / (time.perf_counter() - before)
+
+
+def main() -> None:
+    """Runs and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch_python", default=sys.executable, help="a Python with PyTorch")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="training steps a measurement")
+    parser.add_argument("--only", default=",".join(PEERS), help="names, with commas between")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    names = [name for name in PEERS if name in args.only.split(",")] or list(PEERS)
+    if "," in args.only:
+        names = [name for name in PEERS if name in args.only]
+
+    workers, peaks = {}, {}
+    for name in names:
+        command = [
+            part.format(python=sys.executable, torch=args.torch_python) for part in PEERS[name]
+        ]
+        workers[name] = Worker(command, args.batch_size)
+        # Warm, compile, and let memory reach its peak before anything is timed.
+        peaks[name] = workers[name].time("train", 3)["peak_bytes"]
+        workers[name].time("forward", 1)
+        print(f"{name}: ready, {workers[name].about}", flush=True)
+
+    seconds = {name: {"train": [], "forward": []} for name in names}
+    products = []
+    for number in range(args.rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            products.append(matrix_product())
+            for mode, steps in (("train", args.steps), ("forward", 2 * args.steps)):
+                seconds[name][mode].append(workers[name].time(mode, steps)["seconds"] / steps)
+        print(f"round {number + 1} of {args.rounds}", flush=True)
+    for worker in workers.values():
+        worker.stop()
+
+    result = {
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "batch_size": args.batch_size,
+        "rounds": args.rounds,
+        "matrix_product_gflops": statistics.median(products) / 1e9,
+        "implementations": {
+            name: {
+                "about": workers[name].about,
+                "peak_gb": peaks[name] / 1e9,
+                "seconds": seconds[name],
+                **{
+                    f"{mode}_images_per_second": args.batch_size
+                    / statistics.median(seconds[name][mode])
+                    for mode in ("train", "forward")
+                },
+            }
+            for name in names
+        },
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "step.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = table(result)
+    (args.out / "step.md").write_text(text)
+    print(text)
+
+
+def table(result: dict) -> str:
+    """The result as Markdown: medians, ratios to ours, share of the peak, memory."""
+    rows = result["implementations"]
+    peak = result["matrix_product_gflops"]
+    lines = [
+        f"Batch {result['batch_size']}, float32, {result['machine']}: medians of "
+        f"{result['rounds']} rounds in turns. NumPy's matrix product runs at {peak:.0f} GFLOP/s in "
+        'the same rounds; "of it" is each one\'s own arithmetic by that.',
+        "",
+        "| | training step, images/s | ours by it | of it | forward, images/s | ours by it | of it "
+        "| peak memory, GB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        cells = [name]
+        for mode in ("train", "forward"):
+            speed = row[f"{mode}_images_per_second"]
+            ours = rows.get("ours", row)[f"{mode}_images_per_second"]
+            share = speed * FLOP_PER_IMAGE[mode] / 1e9 / peak
+            cells += [f"{speed:.1f}", f"{ours / speed:.2f}", f"{share:.0%}"]
+        lines.append("| " + " | ".join([*cells, f"{row['peak_gb']:.2f}"]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()

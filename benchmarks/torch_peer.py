@@ -1,0 +1,65 @@
+"""The two-tower network and its update in PyTorch, as its users write it: `groups=2`, eager."""
+
+import argparse
+
+import numpy as np
+import torch
+from torch import nn
+from worker import serve
+
+
+def alexnet() -> nn.Sequential:
+    """Section 3.5 of the paper; `alpha` is divided by the window in PyTorch."""
+    lrn = dict(size=5, alpha=5e-4, beta=0.75, k=2.0)
+    return nn.Sequential(
+        nn.Conv2d(3, 96, 11, 4, padding=2), nn.ReLU(), nn.LocalResponseNorm(**lrn),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), nn.LocalResponseNorm(**lrn),
+        nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Flatten(),
+        nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(),
+        nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(),
+        nn.Linear(4096, 1000),
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Builds it and serves."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--channels_last", action="store_true")
+    args = parser.parse_args()
+    generator = np.random.default_rng(0)
+    images = generator.normal(0, 60, (args.batch_size, 3, 224, 224)).astype(np.float32)
+    x = torch.from_numpy(images)
+    y = torch.from_numpy(generator.integers(0, 1000, args.batch_size))
+    net = alexnet()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.01)
+    if args.channels_last:
+        net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+    def train(steps: int) -> None:
+        net.train()
+        for _ in range(steps):
+            optimizer.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+    def forward(steps: int) -> None:
+        net.eval()
+        with torch.inference_mode():
+            for _ in range(steps):
+                net(x)
+
+    layout = "channels last" if args.channels_last else "channels first"
+    about = {"version": torch.__version__, "threads": str(torch.get_num_threads())}
+    serve({"train": train, "forward": forward}, about | {"layout": layout})
+
+
+if __name__ == "__main__":
+    main()
