@@ -136,7 +136,10 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
 
 
 def _start(config: ConfigDict) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What goes wrong in XLA or TensorFlow comes as an exception. What they log as errors does not
+    # matter: a program from the compilation cache is said to be of another machine, because its
+    # features include two hints that are none of the processor's.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
 

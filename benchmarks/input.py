@@ -1,6 +1,6 @@
 """The input beside a bare `tf.data` map, and training fed from it beside the bare step.
 
-    python benchmarks/input.py --source=tfds:imagenet2012
+    python -m benchmarks.input --source=tfds:imagenet2012
 
 Writes input.json and input.md under --out. The data set is prepared once into a temporary folder,
 or into --prepared, for the figures of `prepared:PATH`.

@@ -25,10 +25,9 @@ gradient of conv1's input (tests/test_compiled.py counts them)."""
 
 PEERS = {
     "ours": ["{python}", "ours.py"],
-    "ours, vmap": ["{python}", "ours.py", "--placement=vmap"],
+    "ours under vmap": ["{python}", "ours.py", "--placement=vmap"],
     "TensorFlow": ["{python}", "tensorflow_peer.py"],
     "PyTorch": ["{torch}", "torch_peer.py"],
-    "PyTorch, channels last": ["{torch}", "torch_peer.py", "--channels_last"],
     "plain Flax": ["{python}", "flax_peer.py"],
 }
 
@@ -39,7 +38,7 @@ class Worker:
     def __init__(self, command: list[str], batch_size: int):
         """Starts it and waits until it is built."""
         # Our own package is found from the checkout; the peers do not look for it.
-        environment = dict(os.environ, PYTHONPATH=str(HERE.parent), TF_CPP_MIN_LOG_LEVEL="2")
+        environment = dict(os.environ, PYTHONPATH=str(HERE.parent), TF_CPP_MIN_LOG_LEVEL="3")
         self._process = subprocess.Popen(
             [*command, f"--batch_size={batch_size}"], cwd=HERE, env=environment, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -76,14 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch_python", default=sys.executable, help="a Python with PyTorch")
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=2, help="training steps a measurement")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="training steps a measurement")
     parser.add_argument("--only", default=",".join(PEERS), help="names, with commas between")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    names = [name for name in PEERS if name in args.only.split(",")] or list(PEERS)
-    if "," in args.only:
-        names = [name for name in PEERS if name in args.only]
+    names = [name for name in PEERS if name in args.only.split(",")]
 
     workers, peaks = {}, {}
     for name in names:

@@ -1,9 +1,10 @@
 """How soon training begins: the first start of a configuration, and the second.
 
-    python benchmarks/start.py --config=experiments/imagenet.py:paper
+    python -m benchmarks.start --config=experiments/imagenet.py:paper --config.data.mean=channel
 
-Each round empties a compilation cache of its own and starts `train` twice, until the first step's
-line is printed. Writes start.json under --out.
+(With a mean image the first start of all would be the one that computes it.) Each round has an
+empty compilation cache of its own and starts `train` twice, until the first step's line is printed.
+Writes start-CONFIG.json under --out.
 """
 
 import argparse
