@@ -1,4 +1,4 @@
-"""Speed beside other libraries: `make bench`, and `python -m benchmarks.input`, `.ops`, `.start`."""
+"""Speed beside other libraries: `make bench`; `python -m benchmarks.input`, `.ops`, `.start`."""
 
 import os
 
