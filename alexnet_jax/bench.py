@@ -64,6 +64,7 @@ def build(config: ConfigDict) -> Steps:
     mean = np.zeros((data.image_size, data.image_size, 3), np.float32)
     inputs = input_rules.build(data, mean)
     tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
+    params = towers.init(tower, config.seed, data.crop_size)
     generator = np.random.default_rng(0)
 
     def batch(side: int) -> dict[str, np.ndarray]:
@@ -77,7 +78,7 @@ def build(config: ConfigDict) -> Steps:
         placement=placement,
         train_step=train.make_train_step(config, tower, inputs, tx, placement, 1000),
         eval_step=evaluation.make_eval_step(tower, inputs, placement, views=1),
-        state=placement.put_towers(train.init_state(config, tower, tx)),
+        state=placement.put_towers(train.init_state(params, tx)),
         batch=placement.put_batch(
             batch(data.crop_size) | {"colour": np.zeros((size, 3), np.float32)}
         ),

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,16 @@ class TrainState:
     rate_scale: jax.Array  # the plateau schedule's drops so far, as a factor
 
 
-def init_state(
-    config: ConfigDict, tower: towers.Tower, tx: optax.GradientTransformation
-) -> TrainState:
-    """A fresh stacked state, the same under any placement."""
-    params = towers.init(tower, config.seed, config.data.crop_size)
-    # Broadcast the plain numbers of Optax's state: one copy a tower.
-    opt_state = jax.vmap(tx.init)(params)
+def init_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
+    """A fresh state around stacked parameters, the same under any placement."""
+    stack = jax.tree.leaves(params)[0].shape[0]
+    # Under vmap the plain numbers of Optax's state too get one copy a tower.
+    opt_state = jax.jit(jax.vmap(tx.init))(params)
     return TrainState(
-        step=jnp.zeros([tower.towers], jnp.int32),
+        step=jnp.zeros([stack], jnp.int32),
         params=params,
         opt_state=opt_state,
-        rate_scale=jnp.ones([tower.towers], jnp.float32),
+        rate_scale=jnp.ones([stack], jnp.float32),
     )
 
 
@@ -144,18 +143,21 @@ def train_and_evaluate(
     """
     validate(config)
     placement = parallel.place(config)
-    sources = open_sources(config)
+    tower = towers.build(config.model)
+    with ThreadPoolExecutor(1) as background:
+        # Drawn while TensorFlow is imported, since each takes seconds.
+        drawn = background.submit(towers.init, tower, config.seed, config.data.crop_size)
+        sources = open_sources(config)
     train_source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
     workdirs.prepare(config, workdir)
-    tower = towers.build(config.model)
     inputs = build_inputs(config, train_source, workdir)
     tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
     rate = optim.schedule(config.optimizer, steps_per_epoch, num_steps)
 
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state, plateau, start = init_state(config, tower, tx), Plateau(), 0
+    state, plateau, start = init_state(drawn.result(), tx), Plateau(), 0
     if (latest := checkpoints.latest_step()) is not None:
         state, extra = checkpoints.restore(latest, state)
         plateau, start = Plateau(**extra), latest
@@ -329,7 +331,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) 
     placement = parallel.place(config)
     sources = open_sources(config)
     tower = towers.build(config.model)
-    like = init_state(config, tower, optim.sgd_2012(config, 1, 1))
+    params = towers.init(tower, config.seed, config.data.crop_size)
+    like = init_state(params, optim.sgd_2012(config, 1, 1))
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     step = checkpoints.latest_step()
     if step is None:

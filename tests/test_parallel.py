@@ -129,7 +129,9 @@ def test_twenty_steps_give_the_same_losses_everywhere():
         net, tx = tower.build(config.model), optim.sgd_2012(config, 10, 20)
         rule = inputs.build(config.data, None)
         step = make_train_step(config, net, rule, tx, placement, steps_per_epoch=10)
-        state = placement.put_towers(init_state(config, net, tx))
+        state = placement.put_towers(
+            init_state(tower.init(net, config.seed, config.data.crop_size), tx)
+        )
         losses[name] = []
         for i in range(20):
             state, metrics = step(state, placement.put_batch(a_batch(10, 32, seed=i)))

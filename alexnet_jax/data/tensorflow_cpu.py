@@ -14,7 +14,16 @@ def import_tensorflow() -> Any:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Of no use to decoding and resizing, and announced by a log line that no level silences.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow as tf
+    # Keras is a third of the import and of no use here. The variable means "load it on first use",
+    # and goes again, so that what is loaded then is the Keras that the caller expects.
+    lazy_keras = "TF_USE_LEGACY_KERAS" not in os.environ
+    if lazy_keras:
+        os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    try:
+        import tensorflow as tf
+    finally:
+        if lazy_keras:
+            del os.environ["TF_USE_LEGACY_KERAS"]
 
     try:  # noqa: SIM105
         # It would otherwise reserve the GPU memory that JAX is about to ask for.

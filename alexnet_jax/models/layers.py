@@ -246,13 +246,10 @@ def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
 def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) -> jax.Array:
     """Sum over a window of `before + 1 + after` along each axis, clipped at the borders."""
     for axis in axes:
-        shifted = []
-        for offset in range(-before, after + 1):
-            # A pad of -offset before and offset after moves x[i + offset] to i.
-            padding = [(0, 0, 0)] * x.ndim
-            padding[axis] = (-offset, offset, 0)
-            shifted.append(lax.pad(x, jnp.zeros((), x.dtype), padding))
-        x = sum(shifted)
+        size, padding = x.shape[axis], [(0, 0)] * x.ndim
+        padding[axis] = (before, after)
+        x = jnp.pad(x, padding)
+        x = sum(lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(before + after + 1))
     return x
 
 
