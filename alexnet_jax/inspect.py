@@ -25,7 +25,7 @@ def layer_table(config: ConfigDict) -> str:
                 _shape(row.next_shape),
                 f"{row.parameters:,}",
                 f"{row.macs:,}",
-                f"{row.exchanged:,}" if row.exchanged else "-",
+                f"{row.exchanged + row.halo:,}" if row.exchanged + row.halo else "-",
             )
         )
     total = (
@@ -35,7 +35,7 @@ def layer_table(config: ConfigDict) -> str:
         "",
         f"{sum(r.parameters for r in rows):,}",
         f"{sum(r.macs for r in rows):,}",
-        f"{sum(r.exchanged for r in rows):,}",
+        f"{sum(r.exchanged + r.halo for r in rows):,}",
     )
     lines = align([columns, *cells, total], right=(4, 5, 6))
     lines.insert(1, "-" * len(lines[0]))
@@ -84,7 +84,12 @@ def conventions(config: ConfigDict) -> dict[str, str]:
         "exponential_steps": f"{optimizer.exponential_steps} rates, in all / "
         f"{optimizer.exponential_factor:g}",
         "plateau": f"x {optimizer.drop_factor:g} on a plateau, {optimizer.plateau_drops} times",
+        "polynomial": f"x (what is left) ^ {optimizer.polynomial_power:g}",
     }[optimizer.schedule]
+    rate = f"{optimizer.learning_rate:g}"
+    if optimizer.rate_scaling != "none":
+        rate += f" x batch / {optimizer.rate_scaling_batch}"
+        rate += ", root" if optimizer.rate_scaling == "sqrt" else ""
     conv1_own = steps and (optimizer.conv1_drop_epochs or optimizer.conv1_freeze_epoch)
     freeze = optimizer.conv1_freeze_epoch
     values = {
@@ -107,7 +112,9 @@ def conventions(config: ConfigDict) -> dict[str, str]:
         "colour noise": data.colour.rule
         + (f", until epoch {data.colour.until_epoch:g}" if data.colour.until_epoch else ""),
         "batch": f"{config.batch_size}",
-        "rate": f"{optimizer.learning_rate:g}",
+        "rate": rate,
+        "warm-up": f"{optimizer.warmup_epochs:g} epochs" if optimizer.warmup_epochs else "-",
+        "trust ratio": f"x {optimizer.trust_coefficient:g}" if optimizer.trust_coefficient else "-",
         "rate of biases": f"x {optimizer.bias_rate_multiplier:g}"
         + ("" if optimizer.biases_follow_schedule else ", never dropped"),
         "decay of biases": "yes" if optimizer.decay_biases else "no",

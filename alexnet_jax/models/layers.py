@@ -37,6 +37,28 @@ def gather_channels(x: jax.Array) -> jax.Array:
     return jnp.concatenate([gathered[i] for i in range(gathered.shape[0])], -1)
 
 
+@jax.custom_vjp
+def sum_over_towers(x: jax.Array) -> jax.Array:
+    """The sum of all towers' `x`, for what every tower then does the same with: the logits.
+
+    Its gradient is the sum of what all towers ask of it. They ask the same, so that it needs no
+    exchange, where the transpose of `psum` is another `psum`.
+    """
+    return lax.psum(x, TOWER)
+
+
+def _sum_over_towers_fwd(x):
+    return sum_over_towers(x), None
+
+
+def _sum_over_towers_bwd(saved, g):
+    del saved
+    return (lax.axis_size(TOWER) * g,)
+
+
+sum_over_towers.defvjp(_sum_over_towers_fwd, _sum_over_towers_bwd)
+
+
 # --------------------------------------------------------------------------- convolution
 
 
@@ -307,19 +329,34 @@ def local_response_norm(
 
     Section 3.3 of the paper. `alpha` multiplies the plain sum; divide it by `size` beforehand for
     the convention of cuda-convnet and Caffe. The window is clipped at the first and last channel:
-    of this tower, or of the whole network with `across_towers`, where each tower sees the edge
-    channels of its neighbours (one exchange of `size - 1` channels).
+    of this tower, or of the whole network with `across_towers`, where each tower sees the
+    `size // 2` edge channels of its neighbours.
     """
     if not across_towers:
         return _respond(x_BxHxWxC, (3,), size, k, alpha, beta)
     channels, halo = x_BxHxWxC.shape[-1], size // 2
-    edges = jnp.stack([x_BxHxWxC[..., :halo], x_BxHxWxC[..., channels - halo :]])
-    edges_Tx2xBxHxWxh = lax.all_gather(edges, TOWER)
-    towers, me = edges_Tx2xBxHxWxh.shape[0], lax.axis_index(TOWER)
-    left = edges_Tx2xBxHxWxh[jnp.maximum(me - 1, 0), 1] * (me > 0)
-    right = edges_Tx2xBxHxWxh[jnp.minimum(me + 1, towers - 1), 0] * (me < towers - 1)
+    left, right = _neighbours(x_BxHxWxC[..., :halo], x_BxHxWxC[..., channels - halo :])
     y = _respond(jnp.concatenate([left, x_BxHxWxC, right], -1), (3,), size, k, alpha, beta)
     return y[..., halo : halo + channels]
+
+
+def _neighbours(first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The last channels of the tower before and the first of the one after; zeros at the ends.
+
+    Across each seam the two towers swap what the other needs: the seams after towers 0, 2, ... at
+    once, then those after 1, 3, ...; of two towers there is one seam, and one exchange.
+    """
+    towers, me = lax.axis_size(TOWER), lax.axis_index(TOWER)
+    before = after = jnp.zeros_like(first)
+    for start in range(min(2, towers - 1)):
+        partner = np.arange(towers)
+        for i in range(start, towers - 1, 2):
+            partner[[i, i + 1]] = i + 1, i
+        ahead, behind = jnp.asarray(partner)[me] > me, jnp.asarray(partner)[me] < me
+        swaps = [(i, int(j)) for i, j in enumerate(partner)]
+        got = lax.ppermute(jnp.where(ahead, last, first), TOWER, swaps)
+        before, after = jnp.where(behind, got, before), jnp.where(ahead, got, after)
+    return before, after
 
 
 def within_map_norm(

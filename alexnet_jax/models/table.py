@@ -61,7 +61,8 @@ class LayerCount:
       next_shape: the same after the operations that follow it.
       parameters: weights and biases.
       macs: multiply-adds an image of the matrix product or convolution.
-      exchanged: elements that each tower receives for an image on the way forward.
+      exchanged: elements that each tower receives for the layer, an image and on the way forward.
+      halo: the same for a normalization across towers that follows it.
     """
 
     layer: Layer
@@ -71,6 +72,7 @@ class LayerCount:
     parameters: int
     macs: int
     exchanged: int
+    halo: int
 
 
 def layer_row(
@@ -218,19 +220,27 @@ def count(model: ConfigDict, crop_size: int) -> tuple[LayerCount, ...]:
             exchanged = {
                 "none": 0,
                 "inputs": own * others,
-                "partial_sums": width if layer.last else layer.features * others,
+                # Of the classifier everyone gets the whole sum: a ring sends it twice, less own.
+                "partial_sums": 2 * width * others // towers
+                if layer.last
+                else layer.features * others,
             }[layer.exchange]
-        following = _after(model, layer, out)
-        rows.append(LayerCount(layer, seen, out, following, parameters, macs, exchanged))
+        following, halo = _after(model, layer, out)
+        rows.append(LayerCount(layer, seen, out, following, parameters, macs, exchanged, halo))
         shape, replicated = following, False
     return tuple(rows)
 
 
-def _after(model: ConfigDict, layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _after(model: ConfigDict, layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """The shape after the operations that follow a layer, and what they exchange."""
+    halo = 0
     for op in layer.then:
+        if op == "lrn" and model.lrn.enabled and model.lrn.across_towers and model.towers > 1:
+            sides = 1 if model.towers == 2 else 2
+            halo += sides * (model.lrn.size // 2) * math.prod(shape[:2])
         if op in ("max_pool", "avg_pool"):
             if len(shape) != 3:
                 raise UsageError(f"config.model.layers.{layer.name}.then: no map left to pool")
             side = ops.pooled_size(shape[0], model.pool.window, model.pool.stride)
             shape = (side, side, shape[2])
-    return shape
+    return shape, halo

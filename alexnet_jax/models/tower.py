@@ -67,9 +67,12 @@ class Tower(nn.Module):
         """
         x = images_BxHxWx3.astype(self.compute_dtype)
         for layer in self.layers:
-            x = self._layer(layer, x)
-            for op in layer.then:
-                x = self._then(op, layer, x, dropout_key, index_B)
+            # Scopes name what is exchanged where in the compiled program; see `exchange`.
+            with jax.named_scope(layer.name):
+                x = self._layer(layer, x)
+                for op in layer.then:
+                    with jax.named_scope(op):
+                        x = self._then(op, layer, x, dropout_key, index_B)
             self.sow("intermediates", f"{layer.name}_out", x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -89,9 +92,8 @@ class Tower(nn.Module):
         if layer.last:
             # Every tower holds the whole bias. It sees 1/towers of the loss, so its gradient is
             # 1/towers too: the second term, zero in value, makes up for it without an exchange.
-            return (
-                lax.psum(y, ops.TOWER) + bias + (self.towers - 1) * (bias - lax.stop_gradient(bias))
-            )
+            y = ops.sum_over_towers(y)
+            return y + bias + (self.towers - 1) * (bias - lax.stop_gradient(bias))
         if layer.exchange == "partial_sums":
             y = lax.psum_scatter(y, ops.TOWER, scatter_dimension=1, tiled=True)
         return y + bias
@@ -183,6 +185,16 @@ def _norm(config: ConfigDict, window: int, across_towers: bool = False) -> Norm:
     return Norm(config.size, config.k, alpha, config.beta, across_towers)
 
 
+def shapes(tower: Tower, crop_size: int) -> dict:
+    """The parameters of all towers as `jax.ShapeDtypeStruct`, without drawing them."""
+
+    def init(key: jax.Array) -> dict:
+        return tower.init(key, jnp.zeros((1, crop_size, crop_size, 3)))["params"]
+
+    keys = jax.ShapeDtypeStruct((tower.towers,), jax.random.key(0).dtype)
+    return jax.eval_shape(jax.vmap(init, axis_name=ops.TOWER), keys)
+
+
 def init(tower: Tower, seed: int, crop_size: int) -> dict:
     """Parameters of all towers, float32 NumPy, every leaf with a leading axis of `towers`.
 
@@ -190,13 +202,7 @@ def init(tower: Tower, seed: int, crop_size: int) -> dict:
     under any placement. Drawn on the host, since compiling a generator for every layer takes
     longer than the first steps of training.
     """
-
-    def shapes(key: jax.Array) -> dict:
-        return tower.init(key, jnp.zeros((1, crop_size, crop_size, 3)))["params"]
-
-    keys = jax.ShapeDtypeStruct((tower.towers,), jax.random.key(0).dtype)
-    tree = jax.eval_shape(jax.vmap(shapes, axis_name=ops.TOWER), keys)
-    params = {}
+    tree, params = shapes(tower, crop_size), {}
     for i, layer in enumerate(tower.layers):
         kernel = np.empty(tree[layer.name]["kernel"].shape, np.float32)
         for t in range(tower.towers):

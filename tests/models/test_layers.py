@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -187,3 +188,21 @@ def test_dropout_masks_depend_on_the_example_alone():
     other = np.asarray(layers.dropout_mask(key, indices, 1, (2048,), 0.5))
     for a, b in ((masks[0], masks[1]), (masks[0], other[0])):
         assert abs((a == b).mean() - 0.5) < 0.06  # independent masks agree half the time
+
+
+@pytest.mark.parametrize("towers", [2, 3, 4, 5])
+def test_a_window_across_seams_is_that_of_all_channels_in_one(towers):
+    rng = np.random.default_rng(towers)
+    x, g = rng.normal(0, 30, (2, towers, 2, 3, 3, 4)).astype(np.float32)
+    norm = functools.partial(layers.local_response_norm, size=5, k=2.0, alpha=0.1, beta=0.75)
+
+    def apart(x):
+        return jax.vmap(lambda x: norm(x, across_towers=True), axis_name="tower")(x)
+
+    def joined(x):
+        y = norm(jnp.concatenate(list(x), -1))
+        return jnp.stack(jnp.split(y, towers, -1))
+
+    values, expected = jax.vjp(apart, x), jax.vjp(joined, x)
+    np.testing.assert_allclose(values[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(values[1](g)[0], expected[1](g)[0], rtol=1e-4, atol=1e-6)
