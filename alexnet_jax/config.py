@@ -6,10 +6,12 @@ start from them and change a few.
 
 import difflib
 import json
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import optim
 from alexnet_jax.data.augment import IMAGENET_EIGENVECTORS, IMAGENET_STDEVS
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers as ops
@@ -23,11 +25,24 @@ def default() -> ConfigDict:
     config.seed = 0
     config.placement = "auto"  # vmap (one device), pmap (one tower a device), mesh (2 x N)
     config.batch_size = 128  # images a step, over all devices and processes
+    config.accumulate_steps = 1  # parts that each device works through its share of a batch in
     config.num_epochs = 90.0
     config.log_every_steps = 20
     config.checkpoint_every_steps = 1000
     config.warn_stuck_after_steps = 5000  # 0: never; see diagnose.py
     config.keep_checkpoints = 2  # the latest so many, besides the best
+
+    # Several processes, one a host or one a device, each started with the same command.
+    config.distributed = ConfigDict(
+        dict(
+            enabled=False,  # on Slurm, Kubernetes and Cloud TPU this is all there is to say
+            coordinator="",  # elsewhere: HOST:PORT of process 0,
+            process_count=0,  # how many there are,
+            process_id=-1,  # and which this one is, from 0
+            start_timeout_seconds=300,  # how long to wait for the others
+            lost_after_seconds=100,  # a process not heard of for so long ends the run
+        )
+    )
 
     config.model = alexnet()
 
@@ -59,16 +74,21 @@ def default() -> ConfigDict:
     config.optimizer = ConfigDict(
         dict(
             learning_rate=0.01,
+            rate_scaling="none",  # linear, sqrt: of the rate, with batch_size / rate_scaling_batch
+            rate_scaling_batch=128,
+            warmup_epochs=0.0,  # the rates rise from nothing over so many
+            trust_coefficient=0.0,  # 0: none; LARS scales each layer's step to its weights by it
             momentum=0.9,
             weight_decay=5e-4,
             decay_biases=False,
             bias_rate_multiplier=1.0,
             biases_follow_schedule=True,
-            schedule="steps",  # constant, steps, exponential_steps, plateau
+            schedule="steps",  # constant, steps, exponential_steps, plateau, polynomial
             drop_factor=0.1,  # steps and plateau
             drop_epochs=(30.0, 60.0, 80.0),
             conv1_drop_epochs=(),  # empty: with the rest
             conv1_freeze_epoch=0.0,  # 0: never
+            polynomial_power=2.0,  # rate x (what is left of the run) ** power
             exponential_factor=250.0,
             exponential_steps=4,
             bias_exponential_factor=10.0,
@@ -114,10 +134,14 @@ def validate(config: ConfigDict) -> None:
     _choice(config, "data.resize", ("short_side", "stretch"))
     _choice(config, "data.mean", ("channel", "image"))
     _choice(config, "data.colour.rule", ("none", "source", "paper"))
-    _choice(config, "optimizer.schedule", ("constant", "steps", "exponential_steps", "plateau"))
+    _choice(config, "optimizer.schedule", optim.SCHEDULES)
+    _choice(config, "optimizer.rate_scaling", optim.RATE_SCALINGS)
     at_least = (
         ("seed", 0), ("batch_size", 1), ("log_every_steps", 1), ("checkpoint_every_steps", 1),
-        ("keep_checkpoints", 1),
+        ("keep_checkpoints", 1), ("accumulate_steps", 1), ("distributed.process_count", 0),
+        ("distributed.process_id", -1), ("distributed.start_timeout_seconds", 1),
+        ("distributed.lost_after_seconds", 1), ("optimizer.warmup_epochs", 0),
+        ("optimizer.trust_coefficient", 0), ("optimizer.rate_scaling_batch", 1),
         ("warn_stuck_after_steps", 0), ("model.num_classes", 2), ("model.towers", 1),
         ("model.pool.window", 1), ("model.pool.stride", 1), ("model.lrn.size", 1),
         ("model.lrn.k", 0), ("model.lrn.alpha", 0), ("model.within_map_norm.size", 1),
@@ -135,7 +159,7 @@ def validate(config: ConfigDict) -> None:
     for path in (
         "model.width", "optimizer.learning_rate", "data.scale", "evaluate.every_epochs",
         "optimizer.drop_factor", "optimizer.exponential_factor",
-        "optimizer.bias_exponential_factor",
+        "optimizer.bias_exponential_factor", "optimizer.polynomial_power",
     ):  # fmt: skip
         value = _get(config, path)
         if not value > 0:
@@ -149,6 +173,7 @@ def validate(config: ConfigDict) -> None:
             f"config.model.pool.stride = {config.model.pool.stride}: larger than the window "
             f"{config.model.pool.window} skips pixels"
         )
+    _validate_distributed(config.distributed)
     data = config.data
     if data.crop_size > data.image_size + 2 * data.pad:
         raise UsageError(
@@ -174,6 +199,34 @@ def validate(config: ConfigDict) -> None:
             f"config.model.num_classes = {config.model.num_classes}: set the latter alone"
         )
     table.count(config.model, data.crop_size)
+
+
+def _validate_distributed(distributed: ConfigDict) -> None:
+    """By hand all of coordinator, count and number are needed; otherwise none is."""
+    given = {
+        "coordinator": bool(distributed.coordinator),
+        "process_count": distributed.process_count > 0,
+        "process_id": distributed.process_id >= 0,
+    }
+    if not any(given.values()):
+        return
+    if not distributed.enabled:
+        raise UsageError("config.distributed.enabled = False, but its other fields say otherwise")
+    for field, present in given.items():
+        if not present:
+            raise UsageError(
+                f"config.distributed.{field} = {distributed[field]!r}: coordinator, process_count "
+                "and process_id go together"
+            )
+    if not re.fullmatch(r".+:\d+", distributed.coordinator):
+        raise UsageError(
+            f"config.distributed.coordinator = {distributed.coordinator!r}: give HOST:PORT"
+        )
+    if distributed.process_id >= distributed.process_count:
+        raise UsageError(
+            f"config.distributed.process_id = {distributed.process_id}: they count from 0 to "
+            f"process_count - 1 = {distributed.process_count - 1}"
+        )
 
 
 def from_json(text: str, name: str) -> ConfigDict:

@@ -3,6 +3,9 @@
 The rule (section 5 of the paper, `src/weights.cu` of the source) keeps the learning rate inside
 the velocity: `v = 0.9 v - rate * (gradient + decay * w)`, `w = w + v`. `optax.sgd` multiplies by
 the rate after the momentum instead, which differs at every drop of the rate.
+
+For large batches the same rule takes a trust ratio (LARS, You, Gitman and Ginsburg 2017,
+arXiv:1708.03888), a warm-up and a rate that grows with the batch.
 """
 
 import math
@@ -13,18 +16,17 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from alexnet_jax.errors import UsageError
-
-SCHEDULES = ("constant", "steps", "exponential_steps", "plateau")
+SCHEDULES = ("constant", "steps", "exponential_steps", "plateau", "polynomial")
+RATE_SCALINGS = ("none", "linear", "sqrt")
 
 
 def schedule(
-    optimizer: ConfigDict, steps_per_epoch: int, num_steps: int, *, group: str = "weights"
+    config: ConfigDict, steps_per_epoch: int, num_steps: int, *, group: str = "weights"
 ) -> Callable[[jax.Array | int], jax.Array]:
     """The learning rate at a step, for one group of parameters.
 
     Args:
-      optimizer: `config.optimizer`.
+      config: the run.
       steps_per_epoch: to turn epochs into steps.
       num_steps: of the whole run, which `exponential_steps` divides into equal parts.
       group: `weights`, `biases` or `conv1` (the weights of the first layer, which the source
@@ -33,7 +35,19 @@ def schedule(
     `plateau` is constant here: its drops depend on the validation error and reach the update as
     `rate_scale`.
     """
+    optimizer = config.optimizer
+    base = _schedule(config, steps_per_epoch, num_steps, group)
+    rise = optimizer.warmup_epochs * steps_per_epoch
+    if not rise:
+        return base
+    return lambda step: base(step) * jnp.minimum((step + 1) / rise, 1.0)
+
+
+def _schedule(config: ConfigDict, steps_per_epoch: int, num_steps: int, group: str) -> Callable:
+    optimizer = config.optimizer
+    larger = config.batch_size / optimizer.rate_scaling_batch
     rate = optimizer.learning_rate
+    rate *= {"none": 1.0, "linear": larger, "sqrt": math.sqrt(larger)}[optimizer.rate_scaling]
     if group == "biases":
         rate *= optimizer.bias_rate_multiplier
         if not optimizer.biases_follow_schedule:
@@ -55,11 +69,9 @@ def schedule(
         drop = factor ** (-1 / (steps - 1)) if steps > 1 else 1.0
         bounds = {math.ceil(num_steps * i / steps): drop for i in range(1, steps)}
         return optax.piecewise_constant_schedule(rate, bounds)
-    if optimizer.schedule in ("constant", "plateau"):
-        return optax.constant_schedule(rate)
-    raise UsageError(
-        f"config.optimizer.schedule = {optimizer.schedule!r}: use one of {', '.join(SCHEDULES)}"
-    )
+    if optimizer.schedule == "polynomial":
+        return optax.polynomial_schedule(rate, 0.0, optimizer.polynomial_power, num_steps)
+    return optax.constant_schedule(rate)
 
 
 def _scale_by_rate(rate: Callable) -> optax.GradientTransformationExtraArgs:
@@ -83,7 +95,9 @@ def sgd_2012(
 ) -> optax.GradientTransformationExtraArgs:
     """Momentum with decay and rate inside the velocity, per group of parameters.
 
-    `update(..., rate_scale=s)` multiplies every rate by `s` (the plateau schedule's drops).
+    `update(..., rate_scale=s)` multiplies every rate by `s` (the plateau schedule's drops). With
+    `optimizer.trust_coefficient` the weights' steps are LARS's; each tower's kernel counts as a
+    layer of its own, so that no norms need to travel.
     """
     optimizer, layers = config.optimizer, config.model.layers
     order = config.model.layer_order
@@ -99,8 +113,9 @@ def sgd_2012(
             ("kernel", "weights" if i else "conv1", decay),
             ("bias", "biases", decay if optimizer.decay_biases else 0.0),
         ):
-            groups[f"{name}/{kind}"] = optax.chain(
-                optax.add_decayed_weights(wd),
-                _scale_by_rate(schedule(optimizer, steps_per_epoch, num_steps, group=group)),
-            )
+            parts = [optax.add_decayed_weights(wd)]
+            if kind == "kernel" and (trust := optimizer.trust_coefficient):
+                parts.append(optax.scale_by_trust_ratio(trust_coefficient=trust))
+            parts.append(_scale_by_rate(schedule(config, steps_per_epoch, num_steps, group=group)))
+            groups[f"{name}/{kind}"] = optax.chain(*parts)
     return optax.chain(optax.partition(groups, labels), optax.trace(decay=optimizer.momentum))

@@ -55,6 +55,32 @@ def test_json_of_something_else_names_the_file(text):
         ({"data.colour.rule": "pca"}, "data.colour.rule"),
         ({"data.scale": 0.0}, "data.scale"),
         ({"optimizer.schedule": "step"}, "optimizer.schedule"),
+        ({"optimizer.rate_scaling": "linaer"}, "optimizer.rate_scaling"),
+        ({"optimizer.warmup_epochs": -1.0}, "optimizer.warmup_epochs"),
+        ({"accumulate_steps": 0}, "accumulate_steps"),
+        ({"distributed.process_count": 2}, "distributed.enabled"),
+        (
+            {"distributed.enabled": True, "distributed.coordinator": "host:1"},
+            "distributed.process_count",
+        ),
+        (
+            {
+                "distributed.enabled": True,
+                "distributed.coordinator": "host",
+                "distributed.process_count": 2,
+                "distributed.process_id": 0,
+            },
+            "distributed.coordinator",
+        ),
+        (
+            {
+                "distributed.enabled": True,
+                "distributed.coordinator": "host:1",
+                "distributed.process_count": 2,
+                "distributed.process_id": 2,
+            },
+            "distributed.process_id",
+        ),
         ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate"),
         ({"optimizer.momentum": -0.1}, "optimizer.momentum"),
         ({"model.pool.stride": 4}, "model.pool.stride"),

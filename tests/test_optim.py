@@ -76,7 +76,7 @@ def test_the_common_rule_differs_at_a_drop():
     """`optax.sgd` has the rate outside the velocity: the difference is what is tested above."""
     config = presets.get("article")
     config.optimizer.drop_epochs = (2.0,)
-    schedule = optim.schedule(config.optimizer, 1, 5)
+    schedule = optim.schedule(config, 1, 5)
     ours = optim.sgd_2012(config, 1, 5)
     theirs = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
     rng = np.random.default_rng(0)
@@ -89,3 +89,45 @@ def test_the_common_rule_differs_at_a_drop():
             params = optax.apply_updates(params, updates)
         ends.append(np.asarray(params["fc8"]["kernel"]))
     assert np.abs(ends[0] - ends[1]).max() > 1e-3
+
+
+def test_a_trust_ratio_makes_the_rule_that_of_lars():
+    """Against `optax.lars`, and its formula by hand for the first step."""
+    config = presets.get("article")
+    config.optimizer.update(schedule="constant", trust_coefficient=0.001, learning_rate=2.0)
+    rng = np.random.default_rng(3)
+    start = a_tree(config, rng)
+    kernels = {layer: {"kernel": True, "bias": False} for layer in start}
+    ours = optim.sgd_2012(config, 1, 9)
+    theirs = optax.lars(
+        2.0, 5e-4, weight_decay_mask=kernels, trust_ratio_mask=kernels, momentum=0.9
+    )
+    gradients = [a_tree(config, rng) for _ in range(5)]
+    ends = []
+    for tx in (ours, theirs):
+        params, state = start, tx.init(start)
+        for gradient in gradients:
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        ends.append(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *ends)
+    w = np.float64(start["fc6"]["kernel"])
+    g = gradients[0]["fc6"]["kernel"] + 5e-4 * w
+    step = 2.0 * 0.001 * np.linalg.norm(w) / np.linalg.norm(g) * g
+    first, _ = ours.update(gradients[0], ours.init(start), start)
+    np.testing.assert_allclose(first["fc6"]["kernel"], -step, rtol=1e-4)
+
+
+def test_a_rate_grows_with_the_batch_rises_and_falls():
+    config = presets.get("article")
+    config.batch_size = 1024
+    rates = lambda: [float(optim.schedule(config, 10, 1000)(s)) for s in (0, 24, 49, 50, 500)]  # noqa: E731
+    assert rates() == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001])
+    config.optimizer.rate_scaling = "linear"
+    assert rates() == pytest.approx([0.08, 0.08, 0.08, 0.08, 0.008])
+    config.optimizer.rate_scaling = "sqrt"
+    assert rates()[0] == pytest.approx(0.01 * 8**0.5)
+    config.optimizer.update(rate_scaling="none", warmup_epochs=5.0, schedule="polynomial")
+    left = lambda step: 0.01 * (1 - step / 1000) ** 2  # noqa: E731
+    expected = [left(0) / 50, left(24) / 2, left(49), left(50), left(500)]
+    assert rates() == pytest.approx(expected, rel=1e-5)
