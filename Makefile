@@ -8,7 +8,7 @@ quickstart: .venv/done  ## Train the two-tower network on real digits: no downlo
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 test: .venv/done  ## Run the tests.
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .

@@ -1,7 +1,8 @@
 """The command line: `python -m alexnet_jax VERB --flags`. Thin: flags, then one call.
 
-Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 1 anything
-else. JAX and TensorFlow are imported by the verbs that need them, so that help is instant.
+Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 3 another
+process of the same run was lost (start all again: they resume), 1 anything else. JAX and TensorFlow
+are imported by the verbs that need them, so that help is instant.
 """
 
 import difflib
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from alexnet_jax.errors import UsageError
 
 EXAMPLE = "experiments/quickstart.py"
+LOST_ANOTHER = 3
 
 
 def train(flag: flags.FlagValues) -> None:
@@ -43,6 +45,12 @@ def evaluate(flag: flags.FlagValues) -> None:
 
 def inspect(flag: flags.FlagValues) -> None:
     """Print the layers (shapes, parameters, multiply-adds, exchange) and the conventions."""
+    if flag.exchange:
+        _start(flag.config)
+        from alexnet_jax.exchange import report
+
+        print(report(flag.config))
+        return
     from alexnet_jax.config import validate
     from alexnet_jax.inspect import convention_table, layer_table
 
@@ -102,7 +110,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
-    "inspect": (inspect, ("config",), "--config=experiments/imagenet.py"),
+    "inspect": (inspect, ("config", "exchange"), "--config=experiments/imagenet.py"),
 }
 
 
@@ -126,6 +134,9 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         flags.DEFINE_string(
             "profile", "", "M:N: trace steps M to N into WORKDIR/profile.", flag_values=flag
         )
+    elif name == "exchange":
+        text = "Instead: what the devices send each other, by arithmetic and as compiled."
+        flags.DEFINE_bool("exchange", False, text, flag_values=flag)
     elif name in ("rounds", "steps"):
         text = "How often each thing is measured." if name == "rounds" else "Steps a measurement."
         flags.DEFINE_integer(name, 5, text, lower_bound=1, flag_values=flag)
@@ -136,15 +147,11 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
 
 
 def _start(config: ConfigDict) -> None:
-    # What goes wrong in XLA or TensorFlow comes as an exception. What they log as errors does not
-    # matter: a program from the compilation cache is said to be of another machine, because its
-    # features include two hints that are none of the processor's.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
 
     validate(config)
-    prepare_host(config.model.towers)
+    prepare_host(config)
 
 
 def _steps(text: str) -> tuple[int, int] | None:
@@ -246,6 +253,11 @@ def _plain(error: Exception, arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # What goes wrong in XLA or TensorFlow comes as an exception. What they log as errors does not
+    # matter: a program from the compilation cache is said to be of another machine, because its
+    # features include two hints that are none of the processor's.
+    # Set before JAX is imported, which sets a level of its own.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
@@ -262,7 +274,31 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not _lost_another(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(
+            f"error: another process of this run is gone ({reason}); start all of them again with "
+            "the same command: they resume from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        # At once: an ordinary exit would wait for the one that is gone.
+        os._exit(LOST_ANOTHER)
     return 0
+
+
+def _lost_another(error: Exception) -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and "RESOURCE_EXHAUSTED" not in str(error)
+        and jax.process_count() > 1
+    )
 
 
 if __name__ == "__main__":

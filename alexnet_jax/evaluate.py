@@ -88,7 +88,7 @@ def evaluate(
     """Means over a whole split: loss and errors as fractions, `num_examples`, `dead_units`.
 
     `dead_units` holds, for each layer, the share of units that no example made positive. Every
-    process must call this; each reads its own part.
+    process must call this; each reads its own part, and all get the same result.
     """
     totals: dict[str, float] = {}
     ever_fired: dict[str, np.ndarray] = {}
@@ -105,8 +105,7 @@ def evaluate(
         source,
         config.data,
         batch_size=batch_size(config, views, placement),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        part=placement.batch_part,
     )
     for batch in batches:
         results = eval_step(params, placement.put_batch(batch))

@@ -1,23 +1,27 @@
 """What a run writes about itself: `metrics.jsonl` and a progress bar."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, Self
 
+import jax
 import tqdm
 
 
 class MetricsLog:
     """Appends one JSON object a line to `workdir/metrics.jsonl`.
 
-    On resume at a step, lines that an earlier run wrote for later steps are dropped: the log holds
-    each step once, as if the run had never stopped.
+    One process writes for all. On resume at a step, lines that an earlier run wrote for later steps
+    are dropped: the log holds each step once, as if the run had never stopped.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
         """Opens the log, kept up to and including `resume_step`."""
         path = workdir / "metrics.jsonl"
+        if jax.process_index() > 0:
+            path = Path(os.devnull)
         kept = []
         if path.exists() and resume_step > 0:
             for line in path.read_text().splitlines():
@@ -40,19 +44,20 @@ class MetricsLog:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a plain line now and then."""
+    """A bar on a terminal; elsewhere a plain line now and then. One process speaks for all."""
 
     def __init__(self, total: int, start: int):
         """A run of `total` steps that begins at `start`."""
+        self._speaks = jax.process_index() == 0
+        self._plain = not sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=total,
             initial=start,
             unit="step",
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=self._plain or not self._speaks,
             smoothing=0.1,
         )
-        self._plain = self._bar.disable
 
     def update(self, step: int) -> None:
         """Moves the bar to `step`."""
@@ -60,6 +65,8 @@ class Progress:
 
     def show(self, step: int, total: int, line: dict[str, Any], seconds_left: float) -> None:
         """Shows the latest metrics."""
+        if not self._speaks:
+            return
         text = (
             f"epoch {line['epoch']:.2f}  loss {line['loss']:.4f}  "
             f"top-1 error {line['top1_error']:.3f}  {line['images_per_second']:.1f} images/s"
@@ -72,7 +79,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line without breaking the bar."""
-        self._bar.write(text, file=sys.stderr)
+        if self._speaks:
+            self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Ends the bar."""

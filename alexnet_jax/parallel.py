@@ -10,6 +10,8 @@ towers (axis `tower`) and over parts of the batch (axis `data`); nothing else in
 
 import dataclasses
 import os
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -39,14 +42,18 @@ Spread = Literal["tower", "batch", "same"]
 (split over `data`), or one value that every device holds."""
 
 
-def prepare_host(towers: int) -> None:
+def prepare_host(config: ConfigDict) -> None:
     """Settings that must be in place before JAX starts its backend.
 
     A CPU host gets one device a tower, so that the default run there is a real split, and the
     convolutions that are fast there. The user's own XLA_FLAGS win. No effect on GPU and TPU.
+    With `config.distributed.enabled` the processes of the run find each other.
 
     Compiled programs are kept in `~/.cache/alexnet_jax`, or where `JAX_COMPILATION_CACHE_DIR` says,
     so that the same run starts faster the next time.
+
+    Raises:
+      UsageError: if the other processes are not found; names the field.
     """
     if not jax.config.jax_compilation_cache_dir:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -60,7 +67,44 @@ def prepare_host(towers: int) -> None:
     if "xla_force_host_platform_device_count" not in flags and not os.environ.get(
         "JAX_NUM_CPU_DEVICES"
     ):
-        jax.config.update("jax_num_cpu_devices", towers)
+        jax.config.update("jax_num_cpu_devices", config.model.towers)
+    if config.distributed.enabled:
+        _join(config.distributed)
+
+
+def _join(distributed: ConfigDict) -> None:
+    """Meets the other processes; what is not given is told by Slurm, Kubernetes or Cloud TPU."""
+    given, patience = distributed.coordinator or None, distributed.start_timeout_seconds
+
+    def give_up() -> None:
+        # JAX would abort with a stack trace, and nothing else reaches the thread that waits.
+        text = f"config.distributed: the processes of this run did not meet within {patience} s"
+        where = f" at {given}" if given else ""
+        print(f"error: {text}{where}; were all of them started?", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(patience, give_up)
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given,
+            num_processes=distributed.process_count or None,
+            process_id=distributed.process_id if distributed.process_id >= 0 else None,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=2 * patience,
+            heartbeat_timeout_seconds=distributed.lost_after_seconds,
+        )
+    except ValueError as error:
+        raise UsageError(
+            "config.distributed.enabled = True, but neither Slurm, Kubernetes nor Cloud TPU says "
+            "who takes part: give --config.distributed.coordinator=HOST:PORT, "
+            f".process_count=N and .process_id=0 to N-1 ({error})"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"config.distributed: the processes did not meet ({reason})") from error
+    finally:
+        timer.cancel()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +123,18 @@ class Placement:
     def data_parallel(self) -> int:
         """Into how many parts a batch is split."""
         return self.mesh.shape[DATA]
+
+    @property
+    def batch_part(self) -> tuple[int, int]:
+        """Which part of every batch this process reads, and of how many equal ones.
+
+        One process a pair of devices or more reads its own part; processes that share a pair read
+        the same one.
+        """
+        me = jax.process_index()
+        mine = [row for row, pair in enumerate(self.mesh.devices) if any(
+            device.process_index == me for device in pair)]  # fmt: skip
+        return mine[0] // len(mine), self.data_parallel // len(mine)
 
     def describe(self) -> str:
         """Such as `mesh 4 x 2 (data x tower), 8 cpu devices`."""
@@ -214,12 +270,17 @@ _SPECS = {
 
 
 def to_host(tree: Any) -> Any:
-    """Copies results to NumPy: `same` results from one device, stacked ones whole."""
+    """Copies results to NumPy, whole: `same` ones and stacked ones alike.
+
+    Every process must call it, with the same results.
+    """
 
     def fetch(x: Any) -> np.ndarray:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return np.asarray(x.addressable_shards[0].data)
-        return np.asarray(x)
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return np.asarray(x)
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(fetch, tree)
 
@@ -230,7 +291,9 @@ def place(config: ConfigDict) -> Placement:
     Raises:
       UsageError: if the devices do not fit, or the batch does not divide; names the field.
     """
-    name, towers, devices = config.placement, config.model.towers, jax.devices()
+    name, towers = config.placement, config.model.towers
+    # A process's devices side by side, so that pairs stay inside a host where they can.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if name not in PLACEMENTS:
         raise UsageError(f"config.placement = {name!r}: use one of {', '.join(PLACEMENTS)}")
     found = f"{len(devices)} {devices[0].platform} device{'s' if len(devices) > 1 else ''}"
@@ -241,6 +304,11 @@ def place(config: ConfigDict) -> Placement:
             name = "pmap"
         else:
             name = "mesh"
+    if name != "mesh" and jax.process_count() > 1:
+        raise UsageError(
+            f"config.placement = {name!r} is for one process, and this run has "
+            f"{jax.process_count()}: use --config.placement=mesh"
+        )
     if name == "vmap":
         grid = np.array(devices[:1]).reshape(1, 1)
     elif name == "pmap":
@@ -257,7 +325,12 @@ def place(config: ConfigDict) -> Placement:
                 f"(config.model.towers); found {found}: use --config.placement=vmap, or hide a "
                 "device with CUDA_VISIBLE_DEVICES"
             )
-        # jax.devices() lists a process's devices side by side, so pairs stay inside a host.
+        here = jax.local_device_count()
+        if here % towers and towers % here:
+            raise UsageError(
+                f"config.model.towers = {towers}: the {here} devices of each process hold neither "
+                "whole groups of that many nor an equal part of one"
+            )
         grid = np.array(devices).reshape(-1, towers)
     mesh = Mesh(grid, (DATA, TOWER))
     for field, size in (
@@ -269,4 +342,10 @@ def place(config: ConfigDict) -> Placement:
                 f"config.{field} = {size} does not divide over {mesh.shape[DATA]} data-parallel "
                 f"groups of {towers}: use a multiple of {mesh.shape[DATA]}"
             )
+    share, parts = config.batch_size // mesh.shape[DATA], config.accumulate_steps
+    if share % parts:
+        raise UsageError(
+            f"config.accumulate_steps = {parts} does not divide the {share} images of a batch that "
+            "each data-parallel group gets"
+        )
     return Placement(name, mesh)

@@ -64,12 +64,13 @@ def make_train_step(
     """Compiles one step: forward, backward, update, for every tower and part of the batch.
 
     The batch holds `image`, `label`, `colour` and `index` (see `data.pipeline`). The metrics are
-    means over the global batch, computed before the update.
+    means over the global batch, computed before the update. With `config.accumulate_steps` a
+    device works through its share in so many parts, in the memory of one; the update is the same.
     """
     dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
     noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def gradients_and_sums(state: TrainState, batch: dict) -> tuple[dict, dict]:
         images = inputs.train(batch, noise=state.step < noisy_steps)
         step_key = jax.random.fold_in(dropout_key, state.step)
 
@@ -84,16 +85,32 @@ def make_train_step(
             return loss / tower.towers, (logits, losses)
 
         gradients, (logits, losses) = jax.grad(loss_fn, has_aux=True)(state.params)
-        gradients = placement.sum_over_data(gradients)
+        top1, top5 = evaluation.top_errors(logits, batch["label"])
+        sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
+        return gradients, sums
+
+    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        parts = config.accumulate_steps
+        if parts == 1:
+            return gradients_and_sums(state, batch)
+        # All are sums over examples, and draws go by example, so that parts add up exactly.
+        batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        first = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda x: x[0], batch))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+        def add(total: tuple, part: dict) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+
+        return jax.lax.scan(add, zeros, batch)[0]
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        gradients, sums = placement.sum_over_data(accumulated(state, batch))
         updates, opt_state = tx.update(
             gradients, state.opt_state, state.params, rate_scale=state.rate_scale
         )
         # The new velocity is stored before the weights change: otherwise XLA computes it again for
         # them, from copies of all that it has overwritten by then.
         updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
-        top1, top5 = evaluation.top_errors(logits, batch["label"])
-        sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
-        sums = placement.sum_over_data(sums)
         new_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
@@ -154,7 +171,7 @@ def train_and_evaluate(
     workdirs.prepare(config, workdir)
     inputs = build_inputs(config, train_source, workdir)
     tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
-    rate = optim.schedule(config.optimizer, steps_per_epoch, num_steps)
+    rate = optim.schedule(config, steps_per_epoch, num_steps)
 
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     state, plateau, start = init_state(drawn.result(), tx), Plateau(), 0
@@ -164,8 +181,6 @@ def train_and_evaluate(
     state = placement.put_towers(state)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     log = MetricsLog(workdir, start)
-    say = f"{config.data.source}: {train_source.num_examples} training images, {num_steps} steps"
-    print(f"{placement.describe()}; {say}, from step {start}", file=sys.stderr, flush=True)
 
     train_step = make_train_step(config, tower, inputs, tx, placement, steps_per_epoch)
     eval_step = evaluation.make_eval_step(tower, inputs, placement, views=1)
@@ -176,8 +191,7 @@ def train_and_evaluate(
         seed=config.seed,
         batch_size=config.batch_size,
         start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        part=placement.batch_part,
     )
 
     watch = Watch(config, tower.layers)
@@ -193,6 +207,8 @@ def train_and_evaluate(
 
     batch = next_batch() if start < num_steps else None
     with Progress(num_steps, start) as progress, Trace(workdir / "profile", profile) as trace:
+        images = f"{config.data.source}: {train_source.num_examples} training images"
+        progress.say(f"{placement.describe()}; {images}, {num_steps} steps, from step {start}")
         for step in range(start + 1, num_steps + 1):
             warnings: list[str] = []
             trace.before(step)
@@ -268,8 +284,7 @@ def train_and_evaluate(
         result[split] = evaluation.evaluate(
             eval_step, state.params, sources[split], config, placement, views
         )
-    if jax.process_index() == 0:
-        workdirs.write_json(workdir / "result.json", result)
+    workdirs.write_json(workdir / "result.json", result)
     return result
 
 
@@ -299,8 +314,10 @@ def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> inp
     mean_image = None
     if config.data.mean == "image":
         path = workdir / "statistics.npz"
-        if not path.exists():
+        if not path.exists() and jax.process_index() == 0:
             _compute_statistics(config, train_source, path)
+        while not path.exists():  # the first process computes for all
+            time.sleep(1)
         mean_image = statistics.load(path).mean_image
     return input_rules.build(config.data, mean_image)
 

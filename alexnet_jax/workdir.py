@@ -15,18 +15,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
+from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
 
 
 def prepare(config: ConfigDict, workdir: Path) -> None:
-    """Creates the folder and writes `config.json`.
+    """Creates the folder and writes `config.json`: what is run, not which processes run it.
 
     Raises:
       UsageError: if it cannot be written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(config.to_json(indent=2) + "\n")
+        if jax.process_index() == 0:
+            kept = config.copy_and_resolve_references()
+            with kept.unlocked():
+                kept.distributed = default().distributed
+            (workdir / "config.json").write_text(kept.to_json(indent=2) + "\n")
     except OSError as error:
         raise UsageError(
             f"--workdir={workdir}: {error.strerror or error}: choose a folder that can be written"
@@ -34,7 +39,9 @@ def prepare(config: ConfigDict, workdir: Path) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes one of a workdir's JSON files, whole or not at all."""
+    """Writes one of a workdir's JSON files, whole or not at all; one process does so for all."""
+    if jax.process_index() > 0:
+        return
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n")
     partial.replace(path)

@@ -62,7 +62,7 @@ def main() -> None:
     args = parser.parse_args()
     config = presets.get("paper")
     config.data.source = args.source
-    parallel.prepare_host(config.model.towers)
+    parallel.prepare_host(config)
 
     from alexnet_jax import bench
     from alexnet_jax.data import pipeline

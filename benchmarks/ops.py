@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax import parallel
+from alexnet_jax.config import default
 
-parallel.prepare_host(1)
+_ONE_DEVICE = default()
+_ONE_DEVICE.model.towers = 1
+parallel.prepare_host(_ONE_DEVICE)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -17,7 +17,7 @@ def main() -> None:
     config = presets.get(args.preset)
     config.batch_size = args.batch_size
     config.placement = args.placement
-    parallel.prepare_host(config.model.towers)
+    parallel.prepare_host(config)
     # Only now, since importing the rest may start JAX's backend.
     import jax
 

@@ -1,10 +1,15 @@
 """Eight host devices for every test, set before JAX starts."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 "
     "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution "
     + os.environ.get("XLA_FLAGS", "")
 )
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Programs that several tests compile are compiled once, and never taken from an earlier session.
+_programs = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

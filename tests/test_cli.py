@@ -81,9 +81,10 @@ def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
     code = (
         "import sys, alexnet_jax, alexnet_jax.__main__ as m; m.main(['--help']);"
         "assert not {'jax', 'tensorflow'} & set(sys.modules), 'heavy import';"
-        "from alexnet_jax import parallel; parallel.prepare_host(2);"
+        "from alexnet_jax import parallel; from alexnet_jax.config import default;"
+        "parallel.prepare_host(default());"
         "import jax; print(jax.config.jax_compilation_cache_dir);"
-        "from alexnet_jax.config import default; print(parallel.place(default()).describe())"
+        "print(parallel.place(default()).describe())"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",

@@ -1,17 +1,23 @@
 """The same loss, gradients and training under every placement, and in one merged column."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from alexnet_jax import inputs, optim, parallel
+from alexnet_jax import evaluate, inputs, optim, parallel
+from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import default
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.prepared_source import Prepared
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers, tower
 from alexnet_jax.models.towers import merge_towers
-from alexnet_jax.train import init_state, make_train_step
+from alexnet_jax.train import init_state, make_train_step, train_and_evaluate
 from tests.reference import grouped_network
 from tests.support import PLACEMENTS, placement_of, tiny_config
 
@@ -118,27 +124,123 @@ def check_loss_and_gradients(exchange):
         np.testing.assert_allclose(gradients["fc8"]["bias"][0], gradients["fc8"]["bias"][1])
 
 
-def test_twenty_steps_give_the_same_losses_everywhere():
+def noisy_config():
+    """Digits with crops, flips, PCA noise and dropout: every source of chance is on."""
     config = tiny_config()
-    config.batch_size = BATCH
-    with config.unlocked():
-        config.data.colour.rule = "source"
-    losses = {}
-    for name, (kind, data) in PLACEMENTS.items():
-        placement = placement_of(kind, data)
-        net, tx = tower.build(config.model), optim.sgd_2012(config, 10, 20)
-        rule = inputs.build(config.data, None)
-        step = make_train_step(config, net, rule, tx, placement, steps_per_epoch=10)
-        state = placement.put_towers(
-            init_state(tower.init(net, config.seed, config.data.crop_size), tx)
-        )
-        losses[name] = []
-        for i in range(20):
-            state, metrics = step(state, placement.put_batch(a_batch(10, 32, seed=i)))
-            losses[name].append(float(parallel.to_host(metrics)["loss"]))
-    assert np.ptp(losses["vmap"]) > 1e-3  # it does move
+    config.update_from_flattened_dict(
+        {"data.colour.rule": "source", "data.random_flip": True, "batch_size": 64}
+    )
+    for name in config.model.layer_order:
+        config.model.layers[name].init_std = 0.1  # so that it learns from the first step on
+    assert config.model.dropout.rate == 0.5 and config.data.random_crop
+    return config
+
+
+def train_steps(config, placement, steps):
+    """Losses of `steps` steps over the digits as `train` would feed them."""
+    source = open_source("digits", "train")
+    net, tx = tower.build(config.model), optim.sgd_2012(config, 22, 22)
+    rule = inputs.build(config.data, None)
+    step = make_train_step(config, net, rule, tx, placement, steps_per_epoch=22)
+    params = tower.init(net, config.seed, config.data.crop_size)
+    state = placement.put_towers(init_state(params, tx))
+    batches = pipeline.train_batches(
+        source, config.data, seed=config.seed, batch_size=config.batch_size
+    )
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, placement.put_batch(next(batches)))
+        losses.append(float(parallel.to_host(metrics)["loss"]))
+    return losses
+
+
+def test_twenty_steps_give_the_same_losses_everywhere():
+    losses = {
+        name: train_steps(noisy_config(), placement_of(kind, data), 20)
+        for name, (kind, data) in PLACEMENTS.items()
+    }
+    assert np.ptp(losses["vmap"]) > 0.1  # it does move
     for name, values in losses.items():
         np.testing.assert_allclose(values, losses["vmap"], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("name,parts", [("vmap", 4), ("mesh 4 x 2", 8)])
+def test_a_batch_in_parts_gives_the_same_losses(name, parts):
+    placement, config = placement_of(*PLACEMENTS[name]), noisy_config()
+    whole = train_steps(config, placement, 10)
+    config.accumulate_steps = parts
+    np.testing.assert_allclose(train_steps(config, placement, 10), whole, rtol=1e-4)
+
+
+def test_a_checkpoint_walks_over_placements(tmp_path):
+    """vmap, pmap, 4 x 2, vmap, five steps or so on each, and one run that stays."""
+    config = noisy_config()
+    ends = {}
+    for name, placements in {
+        "walks": ("vmap", "pmap", "mesh", "vmap"),
+        "stays": ("vmap",),
+    }.items():
+        for i, placement in enumerate(placements, 1):
+            config.placement = placement
+            config.num_epochs = i / len(placements)
+            result = train_and_evaluate(config, tmp_path / name)
+            assert result["placement"] == placement
+        assert result["steps"] == 22
+        checkpoints = Checkpoints(tmp_path / name, 1)
+        net, tx = tower.build(config.model), optim.sgd_2012(config, 22, 22)
+        like = init_state(tower.init(net, config.seed, config.data.crop_size), tx)
+        ends[name] = checkpoints.restore(22, like)[0].params
+        checkpoints.close()
+    for (path, walked), stayed in zip(
+        jax.tree_util.tree_leaves_with_path(ends["walks"]), jax.tree.leaves(ends["stays"]),
+        strict=True,
+    ):  # fmt: skip
+        np.testing.assert_allclose(walked, stayed, atol=1e-5, err_msg=str(path))
+
+
+class HostsOf:
+    """A mesh over so many processes and devices each, to be asked who owns what."""
+
+    def __init__(self, processes, devices_each, towers):
+        owners = np.repeat(np.arange(processes), devices_each)
+        devices = [types.SimpleNamespace(process_index=int(owner)) for owner in owners]
+        self.devices = np.array(devices).reshape(-1, towers)
+        self.shape = {parallel.DATA: len(self.devices), "tower": towers}
+
+
+@pytest.mark.parametrize("towers", [1, 2, 4])
+def test_each_process_reads_the_examples_of_its_devices(towers, monkeypatch):
+    """And all of them together each example once, for any number of hosts, devices, examples."""
+    rng = np.random.default_rng(towers)
+    for _ in range(30):
+        processes, each = int(rng.integers(1, 9)), int(2 ** rng.integers(0, 4))
+        if processes * each % towers or (each % towers and towers % each):
+            continue
+        mesh = HostsOf(processes, each, towers)
+        placement = parallel.Placement("mesh", mesh)
+        config = default()
+        config.evaluate.batch_size = int(rng.integers(1, 200))
+        config.data.image_size = 1
+        views, count = int(rng.choice([1, 9, 10])), int(rng.integers(1, 400))
+        size = evaluate.batch_size(config, views, placement)
+        share = size // placement.data_parallel
+        seen = {}
+        for process in range(processes):
+            monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+            which, parts = placement.batch_part
+            own = range(which * size // parts, (which + 1) * size // parts)
+            rows = [r for r, group in enumerate(mesh.devices) for d in group
+                    if d.process_index == process]  # fmt: skip
+            assert {i // share for i in own} == set(rows)
+            pixels = np.zeros((count, 1, 1, 3), np.uint8)
+            source = Prepared("", "", ("a",), pixels, np.zeros(count, np.int32), "short_side")
+            batches = pipeline.eval_batches(
+                source, config.data, batch_size=size, part=(which, parts)
+            )
+            seen[which] = [
+                i for batch in batches for i in batch["index"][batch["mask"] > 0]
+            ]  # processes that share a group of devices read the same
+        assert sorted(i for part in seen.values() for i in part) == list(range(count))
 
 
 def test_the_placement_follows_from_the_devices():
@@ -158,6 +260,7 @@ def test_the_placement_follows_from_the_devices():
         ({"placement": "mesh", "model.towers": 3}, "placement"),
         ({"placement": "pmap", "model.towers": 16}, "placement"),
         ({"placement": "mesh", "evaluate.batch_size": 6}, "evaluate.batch_size"),
+        ({"placement": "mesh", "accumulate_steps": 3}, "accumulate_steps"),
     ],
 )
 def test_devices_that_do_not_fit_are_named(changes, field):

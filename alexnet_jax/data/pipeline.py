@@ -55,13 +55,11 @@ def train_batches(
     seed: int,
     batch_size: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Endless random crops, one batch a step.
 
-    Step `k` is batch `k % steps_per_epoch` of epoch `k // steps_per_epoch`; process `p` gets the
-    `p`-th of `process_count` equal parts of it.
+    Step `k` is batch `k % steps_per_epoch` of epoch `k // steps_per_epoch`.
 
     Args:
       source: the images.
@@ -69,19 +67,18 @@ def train_batches(
       seed: of the order and of the augmentation.
       batch_size: over all processes.
       start_step: the first step to yield.
-      process_index: this process.
-      process_count: all processes.
+      part: which part of each batch to read, counted from 0, and of how many equal ones.
 
     Yields:
       `image` uint8 `[b, crop, crop, 3]`, `label` int32 `[b]`, `colour` float32 `[b, 3]` (the shift
       in grey levels that the device adds), `index` int32 `[b]` (the example's number in the
-      source), with `b = batch_size / process_count`.
+      source), with `b = batch_size / parts`.
 
     Raises:
       UsageError: at once for values that do not fit; while iterating for an image that cannot be
         read, with its path.
     """
-    local = _local_size(batch_size, process_count)
+    which, local = part[0], _local_size(batch_size, part[1])
     steps = steps_per_epoch(source.num_examples, batch_size)
     if not 0 <= config.pad < config.image_size:
         raise UsageError(f"data.pad {config.pad} must be 0 or more and less than data.image_size")
@@ -96,7 +93,7 @@ def train_batches(
     def plan(step: int) -> Batch:
         epoch, number = divmod(step, steps)
         order, draws = of_epoch(epoch)
-        first = number * batch_size + process_index * local
+        first = number * batch_size + which * local
         index = order[first : first + local]
         return {
             "index": index.astype(np.int32),
@@ -127,20 +124,18 @@ def eval_batches(
     config: ConfigDict,
     *,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Every example once over all processes, in order, whole and without padding or draws.
+    """Every example once over all parts, in order, whole and without padding or draws.
 
-    Every process yields the same number of batches, and all are full: positions past the end
+    Every part yields the same number of batches, and all are full: positions past the end
     repeat the last example with mask 0.
 
     Args:
       source: the images.
       config: `config.data`.
       batch_size: over all processes.
-      process_index: this process, which gets its contiguous part of each batch.
-      process_count: all processes.
+      part: which contiguous part of each batch to read, counted from 0, and of how many.
 
     Yields:
       `image` uint8 `[b, S, S, 3]` with `S = image_size` (crops are cut on the device), `label`
@@ -149,11 +144,11 @@ def eval_batches(
     Raises:
       UsageError: as `train_batches`.
     """
-    local = _local_size(batch_size, process_count)
+    which, local = part[0], _local_size(batch_size, part[1])
     last = source.num_examples - 1
 
     def plan(number: int) -> Batch:
-        first = number * batch_size + process_index * local
+        first = number * batch_size + which * local
         position = np.arange(first, first + local)
         return {
             "index": np.minimum(position, last).astype(np.int32),
@@ -170,12 +165,10 @@ def eval_batches(
     return _stream(source, config, plan, numbers, dict)
 
 
-def _local_size(batch_size: int, process_count: int) -> int:
-    if batch_size < 1 or batch_size % process_count:
-        raise UsageError(
-            f"batch_size {batch_size} must be a positive multiple of the {process_count} processes"
-        )
-    return batch_size // process_count
+def _local_size(batch_size: int, parts: int) -> int:
+    if batch_size < 1 or batch_size % parts:
+        raise UsageError(f"batch_size {batch_size} must be a positive multiple of {parts} parts")
+    return batch_size // parts
 
 
 def _prepared_stream(

@@ -112,9 +112,7 @@ def test_resuming_and_sharing_change_nothing():
     steps = [next(whole) for _ in range(18)]  # past the end of an epoch of 14 batches
     later = pipeline.train_batches(source, config, seed=1, batch_size=96, start_step=13)
     parts = [
-        pipeline.train_batches(
-            source, config, seed=1, batch_size=96, start_step=13, process_index=p, process_count=2
-        )
+        pipeline.train_batches(source, config, seed=1, batch_size=96, start_step=13, part=(p, 2))
         for p in range(2)
     ]
     for step in range(13, 18):
@@ -137,9 +135,7 @@ def test_evaluation_counts_every_example_once():
         seen, lengths = [], []
         for p in range(processes):
             batches = list(
-                pipeline.eval_batches(
-                    source, config, batch_size=batch_size, process_index=p, process_count=processes
-                )
+                pipeline.eval_batches(source, config, batch_size=batch_size, part=(p, processes))
             )
             lengths.append(len(batches))
             for batch in batches:
@@ -200,9 +196,7 @@ def test_batches_that_do_not_fit_are_errors():
     for size, processes in ((361, 1), (10, 3), (0, 1)):
         with pytest.raises(UsageError, match="batch_size"):
             next(
-                pipeline.train_batches(
-                    source, config, seed=0, batch_size=size, process_count=processes
-                )
+                pipeline.train_batches(source, config, seed=0, batch_size=size, part=(0, processes))
             )
 
 
