@@ -199,9 +199,14 @@ def _group_size(text: str, devices: int) -> int:
         return groups[1].count(",") + 1
     if groups := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(groups[1])
+    if groups := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", text):
+        sizes = dict(axis.split("=") for axis in groups[1].split(","))
+        return math.prod(int(sizes[axis.strip()]) for axis in groups[2].split(","))
     if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
         return 1 if pairs[1] == pairs[2] else 2
-    return devices
+    if "replica_groups={}" in text:
+        return devices
+    raise ValueError(f"unknown form of replica groups: {text}")
 
 
 def compile_step(config: ConfigDict, placement: parallel.Placement) -> str:
@@ -286,5 +291,11 @@ def report(config: ConfigDict) -> str:
         shares.append((scheme.name, f"{4 * scheme.elements / 1e6:,.1f}", "-"))
     below = align(shares, right=(1, 2))
     below.insert(1, "-" * len(below[0]))
-    note = "Received by one device, which sends as much; MB are 10^6 bytes."
-    return "\n".join([head, "", *lines, "", *below, "", note])
+    below += ["", "Received by one device, which sends as much; MB are 10^6 bytes."]
+    others = config.model.towers - 1
+    for row in table.count(config.model, config.data.crop_size):
+        split = row.layer.features * others
+        if row.layer.kind == "dense" and row.layer.exchange == "inputs" and split < row.exchanged:
+            field = f"--config.model.layers.{row.layer.name}.exchange=partial_sums"
+            below.append(f"{field} sends {2 * split:,} elements for {2 * row.exchanged:,}.")
+    return "\n".join([head, "", *lines, "", *below])
