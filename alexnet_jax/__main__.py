@@ -1,8 +1,9 @@
 """The command line: `python -m alexnet_jax VERB --flags`. Thin: flags, then one call.
 
 Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 3 another
-process of the same run was lost (start all again: they resume), 1 anything else. JAX and TensorFlow
-are imported by the verbs that need them, so that help is instant.
+process of the same run was lost (start all again: they resume), 130 and 143 stopped by Ctrl-C or
+SIGTERM, 1 anything else. JAX and TensorFlow are imported by the verbs that need them, so that help
+is instant.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from alexnet_jax.errors import UsageError
+from alexnet_jax.errors import Stopped, UsageError
 
 EXAMPLE = "experiments/quickstart.py"
 LOST_ANOTHER = 3
@@ -274,6 +275,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     except Exception as error:
         if not _lost_another(error):
             raise

@@ -25,9 +25,10 @@ from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline, statistics
 from alexnet_jax.data.sources import Source, open_source
 from alexnet_jax.diagnose import Trace, Watch
-from alexnet_jax.errors import UsageError
+from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import MetricsLog, Progress
 from alexnet_jax.models import tower as towers
+from alexnet_jax.stopping import Stop
 
 
 @flax.struct.dataclass
@@ -157,6 +158,7 @@ def train_and_evaluate(
 
     Raises:
       UsageError: whatever the person running can mend, before anything compiles.
+      Stopped: after a signal asked for it and the state is saved.
     """
     validate(config)
     placement = parallel.place(config)
@@ -175,9 +177,9 @@ def train_and_evaluate(
 
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     state, plateau, start = init_state(drawn.result(), tx), Plateau(), 0
-    if (latest := checkpoints.latest_step()) is not None:
-        state, extra = checkpoints.restore(latest, state)
-        plateau, start = Plateau(**extra), latest
+    if (restored := checkpoints.restore_latest(state)) is not None:
+        start, state, extra = restored
+        plateau = Plateau(**extra)
     state = placement.put_towers(state)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     log = MetricsLog(workdir, start)
@@ -206,7 +208,11 @@ def train_and_evaluate(
         return placement.put_batch(host_batch)
 
     batch = next_batch() if start < num_steps else None
-    with Progress(num_steps, start) as progress, Trace(workdir / "profile", profile) as trace:
+    with (
+        Progress(num_steps, start) as progress,
+        Trace(workdir / "profile", profile) as trace,
+        Stop() as stop,
+    ):
         images = f"{config.data.source}: {train_source.num_examples} training images"
         progress.say(f"{placement.describe()}; {images}, {num_steps} steps, from step {start}")
         for step in range(start + 1, num_steps + 1):
@@ -264,12 +270,17 @@ def train_and_evaluate(
             for warning in warnings:
                 progress.say(f"warning: {warning}")
                 log.write(step=step, split="warning", warning=warning)
-            if evaluated or step % config.checkpoint_every_steps == 0:
+            stopped = stop.after(step)
+            if stopped or evaluated or step % config.checkpoint_every_steps == 0:
                 checkpoints.save(step, state, dataclasses.asdict(plateau), error)
+            if stopped:
+                break
             if logged or evaluated:
                 waited, since = 0.0, time.perf_counter()
     checkpoints.close()
     log.close()
+    if stop.signal is not None and step < num_steps:
+        raise Stopped(step, stop.signal)
 
     result = {
         "seed": config.seed,
@@ -351,10 +362,10 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) 
     params = towers.init(tower, config.seed, config.data.crop_size)
     like = init_state(params, optim.sgd_2012(config, 1, 1))
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    step = checkpoints.latest_step()
-    if step is None:
+    restored = checkpoints.restore_latest(like)
+    if restored is None:
         raise UsageError(f"--workdir={workdir}: holds no checkpoint: run train first")
-    state, _ = checkpoints.restore(step, like)
+    step, state, _ = restored
     inputs = build_inputs(config, sources["train"], workdir)
     eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
     params = placement.put_towers(state.params)

@@ -189,7 +189,9 @@ def test_a_checkpoint_walks_over_placements(tmp_path):
         checkpoints = Checkpoints(tmp_path / name, 1)
         net, tx = tower.build(config.model), optim.sgd_2012(config, 22, 22)
         like = init_state(tower.init(net, config.seed, config.data.crop_size), tx)
-        ends[name] = checkpoints.restore(22, like)[0].params
+        step, state, _ = checkpoints.restore_latest(like)
+        assert step == 22
+        ends[name] = state.params
         checkpoints.close()
     for (path, walked), stayed in zip(
         jax.tree_util.tree_leaves_with_path(ends["walks"]), jax.tree.leaves(ends["stays"]),

@@ -1,0 +1,144 @@
+"""Faults made on the disk: what is restored is what was saved, or the checkpoint before it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.errors import UsageError
+
+
+def a_state(seed, classes=7, **more):
+    rng = np.random.default_rng(seed)
+    return {
+        "params": {
+            "fc7": {"kernel": rng.normal(size=(2, 40, 30)).astype(np.float32)},
+            "fc8": {"bias": rng.normal(size=(2, classes)).astype(np.float32)},
+        },
+        "step": np.full(2, seed, np.int32),
+        **more,
+    }
+
+
+def same(a, b):
+    return (
+        all(np.array_equal(a["params"][k][p], b["params"][k][p]) for k, p in LEAVES)
+        and (a["step"] == b["step"]).all()
+    )
+
+
+LEAVES = (("fc7", "kernel"), ("fc8", "bias"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpoints = Checkpoints(workdir, keep=2)
+    for step in (1, 2):
+        checkpoints.save(step, a_state(step), {"best": 0.5, "drops": step}, None)
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def latest(workdir, like=None):
+    checkpoints = Checkpoints(workdir, keep=2)
+    try:
+        return checkpoints.restore_latest(like or a_state(0))
+    finally:
+        checkpoints.close()
+
+
+def files(workdir, step):
+    return sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+
+
+def test_the_newest_comes_back_as_it_was(workdir):
+    step, state, extra = latest(workdir)
+    assert step == 2 and same(state, a_state(2)) and extra == {"best": 0.5, "drops": 2}
+
+
+def test_one_flipped_bit_is_never_restored(saved, tmp_path, capsys):
+    """In every file, at many places: the checkpoint as it was, or the one before it, named."""
+    rng, passed_over = np.random.default_rng(0), 0
+    for number, path in enumerate(files(saved, 2)):
+        for place in rng.integers(0, max(path.stat().st_size, 1), 4):
+            workdir = shutil.copytree(saved, tmp_path / f"{number}-{place}", dirs_exist_ok=True)
+            broken = workdir / path.relative_to(saved)
+            content = bytearray(broken.read_bytes())
+            if not content:
+                continue
+            content[place] ^= 1 << int(rng.integers(8))
+            broken.write_bytes(content)
+            step, state, extra = latest(workdir)
+            assert same(state, a_state(step)) and extra == {"best": 0.5, "drops": step}, path
+            passed_over += step == 1
+            said = capsys.readouterr().err
+            assert ("warning: checkpoint 2 is damaged" in said) == (step == 1)
+            shutil.rmtree(workdir)
+    assert passed_over >= 10
+
+
+@pytest.mark.parametrize("fault", ["truncated", "emptied", "removed"])
+def test_files_cut_or_gone_are_passed_over(saved, tmp_path, fault):
+    for number, path in enumerate(files(saved, 2)):
+        workdir = shutil.copytree(saved, tmp_path / str(number))
+        broken = workdir / path.relative_to(saved)
+        if fault == "removed":
+            broken.unlink()
+        else:
+            size = path.stat().st_size // 2 if fault == "truncated" else 0
+            broken.write_bytes(broken.read_bytes()[:size])
+        step, state, _ = latest(workdir)
+        assert same(state, a_state(step)), path
+        # It is out of the way: the next run saves step 2 again.
+        assert (workdir / "checkpoints" / "2").exists() == (step == 2)
+        assert latest(workdir)[0] == step
+
+
+def test_a_stray_folder_is_passed_over(workdir, capsys):
+    (workdir / "checkpoints" / "9").mkdir()
+    (workdir / "checkpoints" / "9" / "notes.txt").write_text("mine")
+    assert latest(workdir)[0] == 2
+    kept = list((workdir / "checkpoints").glob("9*/notes.txt"))
+    assert len(kept) == 1 and kept[0].read_text() == "mine"
+
+
+def test_where_none_is_whole_nothing_starts_from_the_beginning(workdir):
+    for step in (1, 2):
+        for path in files(workdir, step):
+            path.write_bytes(b"")
+    for _ in range(2):  # nor the second time
+        with pytest.raises(UsageError, match="no whole checkpoint"):
+            latest(workdir)
+
+
+@pytest.mark.parametrize(
+    "like,names",
+    [
+        (a_state(0, classes=8), ["'fc8'", "[2, 7]", "[2, 8]"]),
+        (a_state(0, extra=np.zeros(2, np.float32)), ["'extra'"]),
+        ({"params": a_state(0)["params"]}, ["'step'"]),
+        (a_state(0) | {"step": np.zeros(2, np.int64)}, ["'step'", "int32", "int64"]),
+    ],
+)
+def test_another_networks_checkpoint_is_named_and_kept(workdir, like, names):
+    with pytest.raises(UsageError, match="another configuration") as raised:
+        latest(workdir, like)
+    for name in names:
+        assert name in str(raised.value)
+    assert latest(workdir)[0] == 2
+
+
+def test_the_manifest_is_readable_by_eye(workdir):
+    path = workdir / "checkpoints" / "2" / "manifest" / "metadata"
+    rows = json.loads(path.read_text())["arrays"]
+    assert rows["['params']['fc8']['bias']"]["shape"] == [2, 7]
+    assert all(len(row["sha256"]) == 64 for row in rows.values())
