@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import presets
+from alexnet_jax.__main__ import parse
 from alexnet_jax.config import default, from_json, validate
 from alexnet_jax.errors import UsageError
 
@@ -94,6 +95,18 @@ def test_a_wrong_value_is_named(change, field):
         config.update_from_flattened_dict(change)
     with pytest.raises(UsageError, match=rf"^config\.{field}"):
         validate(config)
+
+
+ROOT = PACKAGE.parent
+EXPERIMENTS = sorted(str(path) for path in (ROOT / "experiments").glob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*EXPERIMENTS, *(f"{ROOT}/experiments/large_batch.py:{batch}" for batch in (4096, 8192))],
+)
+def test_every_experiment_is_a_run_that_would_start(name):
+    validate(parse("inspect", [f"--config={name}"]).config)
 
 
 def test_a_mistyped_field_cannot_be_set():
