@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import optim
 from alexnet_jax.data.augment import IMAGENET_EIGENVECTORS, IMAGENET_STDEVS
+from alexnet_jax.data.decode import RESIZES, SHRINKS
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers as ops
 from alexnet_jax.models import table
@@ -53,6 +54,7 @@ def default() -> ConfigDict:
             test_split="validation",
             image_size=256,  # every image becomes a square of this side
             resize="short_side",  # then the centre square (2012); or stretch (Caffe)
+            shrink="area",  # area (2012), bilinear (Caffe), triangle: see data/decode.py
             pad=0,  # pixels reflected around a training image before its crop
             crop_size=224,
             random_crop=True,
@@ -131,7 +133,8 @@ def validate(config: ConfigDict) -> None:
     """
     _choice(config, "model.activation", tuple(ops.ACTIVATIONS))
     _choice(config, "model.compute_dtype", ("float32", "bfloat16", "float64"))
-    _choice(config, "data.resize", ("short_side", "stretch"))
+    _choice(config, "data.resize", RESIZES)
+    _choice(config, "data.shrink", SHRINKS)
     _choice(config, "data.mean", ("channel", "image"))
     _choice(config, "data.colour.rule", ("none", "source", "paper"))
     _choice(config, "optimizer.schedule", optim.SCHEDULES)

@@ -107,7 +107,7 @@ def conventions(config: ConfigDict) -> dict[str, str]:
         else f"plain, x {1 - model.dropout.rate:g} in test",
         "crop, zeros": f"{data.crop_size}, {padding}",
         "crop places": f"{places} x {places}" + (" x 2 (flips)" if data.random_flip else ""),
-        "resize": data.resize.replace("_", " "),
+        "resize": f"{data.resize}, {data.shrink}".replace("_", " "),
         "mean": {"image": "per pixel", "channel": "per channel"}[data.mean],
         "colour noise": data.colour.rule
         + (f", until epoch {data.colour.until_epoch:g}" if data.colour.until_epoch else ""),

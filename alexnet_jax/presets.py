@@ -108,7 +108,7 @@ def caffe(config: ConfigDict) -> None:
     for name in DENSE:
         layers[name].init_std = 0.005
     config.model.lrn.update(k=1.0, alpha_divided_by_size=True, across_towers=True)
-    config.data.update(crop_size=227, resize="stretch", mean="image")
+    config.data.update(crop_size=227, resize="stretch", shrink="bilinear", mean="image")
     config.batch_size = 256
     config.optimizer.update(
         bias_rate_multiplier=2.0, drop_epochs=(20.0, 40.0, 60.0, 80.0)

@@ -27,7 +27,7 @@ def bare_map(source, config, batch_size: int) -> Iterator:
 
     from alexnet_jax.data.decode import to_square
 
-    square = to_square(config.resize, config.image_size)
+    square = to_square(config.resize, config.shrink, config.image_size)
     crop = config.crop_size
 
     def one(encoded):

@@ -235,7 +235,9 @@ def test_each_process_reads_the_examples_of_its_devices(towers, monkeypatch):
                     if d.process_index == process]  # fmt: skip
             assert {i // share for i in own} == set(rows)
             pixels = np.zeros((count, 1, 1, 3), np.uint8)
-            source = Prepared("", "", ("a",), pixels, np.zeros(count, np.int32), "short_side")
+            source = Prepared(
+                "", "", ("a",), pixels, np.zeros(count, np.int32), "short_side", "area"
+            )
             batches = pipeline.eval_batches(
                 source, config.data, batch_size=size, part=(which, parts)
             )

@@ -7,6 +7,7 @@ from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 
 RESIZES = ("short_side", "stretch")
+SHRINKS = ("area", "bilinear", "triangle")
 
 
 def decode(encoded: Any) -> Any:
@@ -23,20 +24,25 @@ def decode(encoded: Any) -> Any:
     return image
 
 
-def to_square(resize: str, size: int) -> Callable[[Any], Any]:
+def to_square(resize: str, shrink: str, size: int) -> Callable[[Any], Any]:
     """A function from uint8 `[h, w, 3]` to uint8 `[size, size, 3]`.
 
     Args:
       resize: `short_side` scales the short side to `size` and keeps the centre square (the data of
-        2012, `make-data.py` of cuda-convnet2, which averages areas where this one is bilinear with
-        antialiasing); `stretch` scales both sides (Caffe).
+        2012, `make-data` of cuda-convnet2); `stretch` scales both sides (Caffe).
+      shrink: what a pixel of a smaller picture is. `area`: the mean of the area it covers (the data
+        of 2012, `make-data/pyext/src/pyext.cpp`); `bilinear`: of the four pixels about its centre
+        (Caffe, `cv::resize`); `triangle`: bilinear over all pixels it covers, antialiased. Where a
+        side grows it is the same in all three (the source of 2012 is bicubic there).
       size: in pixels.
 
     Raises:
-      UsageError: there is no such `resize`.
+      UsageError: there is no such `resize` or `shrink`.
     """
     if resize not in RESIZES:
         raise UsageError(f"data.resize is '{resize}'; it is one of {', '.join(RESIZES)}")
+    if shrink not in SHRINKS:
+        raise UsageError(f"data.shrink is '{shrink}'; it is one of {', '.join(SHRINKS)}")
     tf = import_tensorflow()
 
     def target(image: Any) -> Any:
@@ -47,7 +53,13 @@ def to_square(resize: str, size: int) -> Callable[[Any], Any]:
         return (2 * sides * size + short) // (2 * short)  # sides * size / short, rounded
 
     def scale(image: Any, sides: Any) -> Any:
-        scaled = tf.image.resize(image, sides, "bilinear", antialias=True)
+        def triangle() -> Any:
+            return tf.image.resize(image, sides, "bilinear", antialias=True)
+
+        if shrink == "triangle":
+            return centre(triangle(), sides)
+        smaller = tf.reduce_all(sides <= tf.shape(image)[:2])
+        scaled = tf.cond(smaller, lambda: tf.image.resize(image, sides, shrink), triangle)
         return centre(scaled, sides)
 
     def centre(image: Any, sides: Any) -> Any:

@@ -217,7 +217,7 @@ def _stream(
     # Planned here and now: values that do not fit are an error before anything is iterated.
     first = plan(numbers.start)
     size = len(first["index"])
-    square = to_square(config.resize, config.image_size)
+    square = to_square(config.resize, config.shrink, config.image_size)
 
     def fetch(number: np.ndarray) -> list[Any]:
         columns = plan(int(number))

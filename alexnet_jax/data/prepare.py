@@ -51,7 +51,12 @@ def prepare(
             file.flush()
             os.fsync(file.fileno())
         np.save(folder / "labels.npy", labels)
-        about = {"class_names": source.class_names, "resize": config.resize, "from": source.name}
+        about = {
+            "class_names": source.class_names,
+            "resize": config.resize,
+            "shrink": config.shrink,
+            "from": source.name,
+        }
         (folder / "split.json").write_text(json.dumps(about) + "\n")
     except OSError as error:
         raise UsageError(f"cannot write {folder}: {error.strerror or error}") from error

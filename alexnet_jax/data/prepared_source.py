@@ -22,6 +22,7 @@ class Prepared:
     Attributes:
       squares: uint8 `[N, S, S, 3]`, mapped from the disk.
       resize: the `data.resize` that made them.
+      shrink: the `data.shrink` that made them.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Prepared:
     squares: np.ndarray
     labels: np.ndarray
     resize: str
+    shrink: str
 
     @property
     def num_examples(self) -> int:
@@ -55,7 +57,12 @@ class Prepared:
         Raises:
           UsageError: the squares are of another size, or made by another rule.
         """
-        for field, has in (("image_size", self.squares.shape[1]), ("resize", self.resize)):
+        made_with = {
+            "image_size": self.squares.shape[1],
+            "resize": self.resize,
+            "shrink": self.shrink,
+        }
+        for field, has in made_with.items():
             if config[field] != has:
                 raise UsageError(
                     f"data.{field} is {config[field]!r}, but {self.name} was prepared with "
@@ -78,7 +85,7 @@ def open_prepared(path: str, split: str) -> Prepared:
         )
     try:
         about = json.loads((folder / "split.json").read_text())
-        names, resize = tuple(about["class_names"]), about["resize"]
+        names, resize, shrink = tuple(about["class_names"]), about["resize"], about["shrink"]
         squares = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if squares.dtype != np.uint8 or squares.shape[1:] != (squares.shape[1],) * 2 + (3,):
@@ -90,4 +97,4 @@ def open_prepared(path: str, split: str) -> Prepared:
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{folder} is damaged ({reason}); prepare it again") from error
-    return Prepared(f"prepared:{path}", split, names, squares, labels, resize)
+    return Prepared(f"prepared:{path}", split, names, squares, labels, resize, shrink)

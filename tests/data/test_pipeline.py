@@ -93,6 +93,9 @@ def test_what_does_not_fit_prepared_images_is_named(folder, prepared, tmp_path):
     config = data_config(image_size=16, resize="stretch")
     with pytest.raises(UsageError, match=r"data\.resize is 'stretch'"):
         pipeline.eval_batches(source, config, batch_size=4)
+    config = data_config(image_size=16, shrink="bilinear")
+    with pytest.raises(UsageError, match=r"data\.shrink is 'bilinear'.*prepared with 'area'"):
+        pipeline.eval_batches(source, config, batch_size=4)
     with pytest.raises(UsageError, match="there is train"):
         open_source(f"prepared:{prepared}", "test")
     with pytest.raises(UsageError, match="prepare` writes one"):
@@ -165,7 +168,7 @@ def test_resizing_agrees_with_another_library(tmp_path, size, resize):
     path = tmp_path / "train" / "a" / "x.png"
     path.parent.mkdir(parents=True)
     Image.fromarray(picture).save(path)
-    config = data_config(image_size=20, crop_size=20, pad=0, resize=resize)
+    config = data_config(image_size=20, crop_size=20, pad=0, resize=resize, shrink="triangle")
     source = open_source(f"folder:{tmp_path}", "train")
     (batch,) = pipeline.eval_batches(source, config, batch_size=1)
     image = Image.fromarray(picture)
@@ -177,6 +180,42 @@ def test_resizing_agrees_with_another_library(tmp_path, size, resize):
         left, top = (scaled.width - 20) // 2, (scaled.height - 20) // 2
         expected = np.asarray(scaled)[top : top + 20, left : left + 20]
     assert np.abs(batch["image"][0].astype(int) - expected).max() <= 2
+
+
+def covered(length, size):
+    """`[size, length]`: the share of each pixel in each of `size` equal parts of a side."""
+    edges = np.arange(size + 1) * length / size
+    low, high = np.maximum(edges[:-1, None], np.arange(length)), np.arange(length) + 1
+    share = np.minimum(edges[1:, None], high) - low
+    return np.maximum(share, 0) * size / length
+
+
+def between(length, size):
+    """`[size, length]`: the two pixels about the centre of each part, by their distance."""
+    place = (np.arange(size) + 0.5) * length / size - 0.5
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(length)), 0)
+
+
+@pytest.mark.parametrize("shrink,weights", [("area", covered), ("bilinear", between)])
+@pytest.mark.parametrize("size", [(61, 47), (40, 90), (20, 33)])
+def test_smaller_pictures_are_what_the_rule_says(tmp_path, shrink, weights, size):
+    """On noise, against the rule as a matrix for each side."""
+    width, height = size
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    path = tmp_path / "train" / "a" / "x.png"
+    path.parent.mkdir(parents=True)
+    Image.fromarray(picture).save(path)
+    config = data_config(image_size=20, crop_size=20, pad=0, resize="short_side", shrink=shrink)
+    source = open_source(f"folder:{tmp_path}", "train")
+    (batch,) = pipeline.eval_batches(source, config, batch_size=1)
+    sides = [int(n * 20 / min(size) + 0.5) for n in (height, width)]
+    scaled = np.einsum(
+        "ih,jw,hwc->ijc", weights(height, sides[0]), weights(width, sides[1]), picture
+    )
+    top, left = (sides[0] - 20) // 2, (sides[1] - 20) // 2
+    expected = np.round(scaled[top : top + 20, left : left + 20])
+    difference = np.abs(batch["image"][0] - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 def test_an_image_that_is_none_is_named(tmp_path):
