@@ -113,7 +113,12 @@ def crop(
     crops = np.empty((len(images), crop_size, crop_size, 3), np.uint8)
     for out, image, (top, left), mirrored in zip(crops, images, offset, flip, strict=True):
         window = image[top : top + crop_size, left : left + crop_size]
-        out[:] = window[:, ::-1] if mirrored else window
+        if mirrored:
+            # By channel: NumPy copies pixels of three bytes backwards at a quarter of the speed.
+            for channel in range(3):
+                out[..., channel] = window[:, ::-1, channel]
+        else:
+            out[:] = window
     return crops
 
 

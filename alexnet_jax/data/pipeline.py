@@ -220,30 +220,42 @@ def _stream(
     square = to_square(config.resize, config.shrink, config.image_size)
 
     def fetch(number: np.ndarray) -> list[Any]:
-        columns = plan(int(number))
-        encoded, label = source.read(columns["index"])
-        return [np.array(encoded, object), label, *columns.values()]
+        encoded, label = source.read(plan(int(number))["index"])
+        return [np.array(encoded, object), label]
 
-    def load(number: Any) -> dict[str, Any]:
-        types = [tf.string, tf.int32, *(column.dtype for column in first.values())]
-        shapes = [(size,), (size,), *(column.shape for column in first.values())]
-        columns = tf.numpy_function(fetch, [number], types)
-        for column, shape in zip(columns, shapes, strict=True):
-            column.set_shape(shape)
-        return dict(zip(("encoded", "label", *first), columns, strict=True))
+    def load(number: Any) -> tuple[Any, Any]:
+        encoded, label = tf.numpy_function(fetch, [number], [tf.string, tf.int32])
+        encoded.set_shape((size,))
+        label.set_shape((size,))
+        return encoded, label
 
-    def to_image(encoded: Any, **rest: Any) -> dict[str, Any]:
-        return {"image": square(decode(encoded)), **rest}
+    def columns(number: Any) -> dict[str, Any]:
+        types = [column.dtype for column in first.values()]
+        values = tf.numpy_function(lambda n: list(plan(int(n)).values()), [number], types)
+        for value, column in zip(values, first.values(), strict=True):
+            value.set_shape(column.shape)
+        return dict(zip(first, values, strict=True))
+
+    def finished(images: tuple[Any, Any], columns: dict[str, Any]) -> dict[str, Any]:
+        image, label = images
+        return finish(image=image, label=label, **columns)
 
     options = tf.data.Options()
     options.deterministic = True
-    dataset = (
-        tf.data.Dataset.range(numbers.start, numbers.stop)
-        .map(load, num_parallel_calls=_BATCHES_READ_AHEAD)
+    steps = tf.data.Dataset.range(numbers.start, numbers.stop)
+    # Only what decoding needs goes image by image: each column costs each image.
+    images = (
+        steps.map(load, num_parallel_calls=_BATCHES_READ_AHEAD)
         .unbatch()
-        .map(lambda row: to_image(**row), num_parallel_calls=tf.data.AUTOTUNE)
+        .map(
+            lambda encoded, label: (square(decode(encoded)), label),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
         .batch(size, drop_remainder=True)
-        .map(lambda batch: finish(**batch), num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
+    )
+    dataset = (
+        tf.data.Dataset.zip((images, steps.map(columns)))
+        .map(finished, num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )
