@@ -179,6 +179,6 @@ def differences(written: Manifest, found: Manifest) -> list[str]:
         old, new = written[name], found[name]
         for field in sorted(old.keys() & new.keys()):
             if old[field] != new[field]:
-                text = f"{old[field]}, here {new[field]}" if field != "sha256" else "other bytes"
-                lines.append(f"{name}: {field} {text}" if field != "sha256" else f"{name}: {text}")
+                text = f"{field} {old[field]}, here {new[field]}"
+                lines.append(f"{name}: {'other bytes' if field == 'sha256' else text}")
     return sorted(lines)

@@ -60,7 +60,7 @@ def parts():
 def test_kubernetes_starts_one_training_process_a_pod(parts):
     pod = parts["Job"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    arguments = [a.replace("/work/runs/source", "/work/runs/a") for a in container["args"]]
+    arguments = [a.replace("/data/runs/source", "/data/runs/a") for a in container["args"]]
     check(container["command"] + arguments)
 
 
