@@ -91,11 +91,13 @@ class Scheme:
 
     Attributes:
       name: what it is called.
-      elements: that one device receives in a step.
+      gradients: elements of float32 gradients that one device receives in a step.
+      activations: elements of activations and theirs, in the network's own type.
     """
 
     name: str
-    elements: int
+    gradients: int
+    activations: int
 
 
 def alternatives(config: ConfigDict, devices: int) -> list[Scheme]:
@@ -114,10 +116,11 @@ def alternatives(config: ConfigDict, devices: int) -> list[Scheme]:
     activations = 2 * inputs + rows[-1].out_shape[-1]
     images, others = config.batch_size, (devices - 1) / devices
     return [
-        Scheme("data parallelism", ring_all_reduce(parameters, devices)),
+        Scheme("data parallelism", ring_all_reduce(parameters, devices), 0),
         Scheme(
             "One weird trick",
-            ring_all_reduce(convolutions, devices) + math.ceil(images * activations * others),
+            ring_all_reduce(convolutions, devices),
+            math.ceil(images * activations * others),
         ),
     ]
 
@@ -202,8 +205,9 @@ def _group_size(text: str, devices: int) -> int:
     if groups := re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", text):
         sizes = dict(axis.split("=") for axis in groups[1].split(","))
         return math.prod(int(sizes[axis.strip()]) for axis in groups[2].split(","))
-    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", text):
-        return 1 if pairs[1] == pairs[2] else 2
+    if pairs := re.search(r"source_target_pairs=\{(.*?\})\}", text):
+        # Of an odd number of towers one keeps what it has.
+        return 2 if any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])) else 1
     if "replica_groups={}" in text:
         return devices
     raise ValueError(f"unknown form of replica groups: {text}")
@@ -283,12 +287,13 @@ def report(config: ConfigDict) -> str:
 
     each = f"batch {config.batch_size}: {images} images for each group of {config.model.towers}"
     head = f"{placement.describe()}; {each}, {config.model.compute_dtype}"
-    if devices == 1:
+    if devices == 1 and config.model.towers > 1:
         head += "\nOne device holds every tower, so that nothing is sent; the figures are for two."
     shares = [("a step, for each device", "MB", "MB as compiled")]
     shares.append(("towers (this run)", f"{step / 1e6:,.1f}", f"{measured / 1e6:,.1f}"))
     for scheme in alternatives(config, max(devices, 2)):
-        shares.append((scheme.name, f"{4 * scheme.elements / 1e6:,.1f}", "-"))
+        sent = 4 * scheme.gradients + width * scheme.activations
+        shares.append((scheme.name, f"{sent / 1e6:,.1f}", "-"))
     below = align(shares, right=(1, 2))
     below.insert(1, "-" * len(below[0]))
     below += ["", "Received by one device, which sends as much; MB are 10^6 bytes."]

@@ -15,7 +15,7 @@ class Stop:
     """SIGTERM and Ctrl-C ask a run to finish its step and save; a second one ends it at once.
 
     Of several processes one is asked, and all stop after the same step: JAX's preemption service
-    catches SIGTERM, and Ctrl-C is passed on as one.
+    catches SIGTERM, however often it comes, and Ctrl-C is passed on as one.
     """
 
     def __init__(self) -> None:

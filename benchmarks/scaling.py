@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from alexnet_jax import exchange, presets
+from alexnet_jax import exchange, parallel, presets
 from alexnet_jax.models import table
 
 HERE = Path(__file__).parent
@@ -101,8 +101,8 @@ def seconds(machine: Machine, devices: int, images: int, row_split: bool) -> dic
         return min(link, machine.network_gb * 1e9 * machine.devices_per_host / rings)
 
     points = exchange.points(config, pairs)
-    between = sum(point.elements for point in points if point.axis == "tower")
-    gradients = sum(point.elements for point in points if point.axis == "data")
+    between = sum(point.elements for point in points if point.axis == parallel.TOWER)
+    gradients = sum(point.elements for point in points if point.axis == parallel.DATA)
     compute = images / (2 * machine.images_per_second)
     parts = {
         "compute": compute,
@@ -110,7 +110,8 @@ def seconds(machine: Machine, devices: int, images: int, row_split: bool) -> dic
         "gradients": gradients * BYTES / ring(2),
     }
     for scheme in exchange.alternatives(config, devices):
-        parts[scheme.name] = compute + scheme.elements * BYTES / ring(1)
+        sent = BYTES * (scheme.gradients + scheme.activations)
+        parts[scheme.name] = compute + sent / ring(1)
     return parts
 
 

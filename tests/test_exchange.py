@@ -55,8 +55,7 @@ def test_bytes_in_the_compiled_step_equal_the_formula(preset, kind, data, row_sp
     formula = {point.name: point.elements for point in points if point.axis == "tower"}
     assert formula == expected
     # Devices talk in pairs, but for the sum over all pairs.
-    groups = {(c.devices, exchange.GRADIENTS if "conv" not in c.scope else "") for c in found}
-    assert {size for size, _ in groups} == ({2, data} if data > 1 else {2})
+    assert {one.devices for one in found} == ({2, data} if data > 1 else {2})
 
 
 def test_one_device_sends_nothing():
@@ -78,11 +77,12 @@ def test_other_schemes_by_hand():
     config = presets.get("article")
     config.batch_size = 128
     data, hybrid = exchange.alternatives(config, 2)
-    assert data.elements == 60_965_224
+    assert (data.gradients, data.activations) == (60_965_224, 0)
     # Gathering 9,216 + 4,096 + 4,096 inputs and 1,000 logits, half of which are a device's own.
-    assert hybrid.elements == 2_334_080 + 128 * (2 * (9216 + 4096 + 4096) + 1000) / 2
+    assert hybrid.gradients == 2_334_080
+    assert hybrid.activations == 128 * (2 * (9216 + 4096 + 4096) + 1000) / 2
     data, hybrid = exchange.alternatives(config, 8)
-    assert data.elements == pytest.approx(60_965_224 * 2 * 7 / 8, abs=2)
+    assert data.gradients == pytest.approx(60_965_224 * 2 * 7 / 8, abs=2)
 
 
 def test_the_report_is_read_at_a_glance(capsys, monkeypatch):

@@ -254,8 +254,10 @@ def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
     padding = ((0, 0), (0, _overhang(h, window, stride)), (0, _overhang(w, window, stride)), (0, 0))
 
     def total(x):
+        # NumPy's zero: by a traced one JAX does not see that this is a sum, which has a
+        # gradient.
         return lax.reduce_window(
-            x, jnp.zeros((), x.dtype), lax.add, (1, window, window, 1),
+            x, np.zeros((), x.dtype), lax.add, (1, window, window, 1),
             (1, stride, stride, 1), padding,
         )  # fmt: skip
 

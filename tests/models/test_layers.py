@@ -206,3 +206,10 @@ def test_a_window_across_seams_is_that_of_all_channels_in_one(towers):
     values, expected = jax.vjp(apart, x), jax.vjp(joined, x)
     np.testing.assert_allclose(values[0], expected[0], rtol=1e-5)
     np.testing.assert_allclose(values[1](g)[0], expected[1](g)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_mean_pooling_has_its_gradient_when_compiled():
+    """A traced zero would hide from JAX that the windows are sums."""
+    x = numbers(1, 5, 5, 2).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda x: layers.avg_pool(x, 3, 2).sum()))(x)
+    np.testing.assert_allclose(np.asarray(gradient).sum(), 2 * 2 * 2, rtol=1e-5)
