@@ -51,3 +51,17 @@ def tiny_config():
     config.optimizer.schedule = "constant"
     config.num_epochs = 1.0
     return config.lock()
+
+
+def png_folder(root, train, test=8, seed=0):
+    """`root/SPLIT/CLASS/*.png`: noise of 36 x 40 pixels under the ten digits' names."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    for split, count in (("train", train), ("test", test)):
+        for number in range(count):
+            place = root / split / str(number % 10)
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (36, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(place / f"{number}.png")
+    return root

@@ -1,5 +1,6 @@
 """From encoded bytes to a square uint8 image, as TensorFlow graph functions."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,48 @@ def decode(encoded: Any) -> Any:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape([None, None, 3])
     return image
+
+
+FORMATS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8")
+"""How the files begin that are decoded; TensorFlow knows others, whose headers nobody checks."""
+
+_JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments that hold an image's sides; ITU-T T.81, table B.1."""
+
+
+def pixels(encoded: bytes) -> int:
+    """Height x width as the header of a JPEG, PNG, BMP or GIF says; 0 where it says nothing.
+
+    Decoders allocate what a header asks for, and a file of a hundred bytes can ask for gigabytes.
+    The largest counts where there are several.
+    """
+    if encoded.startswith(b"\xff\xd8"):
+        return _jpeg_pixels(encoded)
+    for magic, layout, offset in (
+        (b"\x89PNG", ">II", 16),
+        (b"GIF8", "<HH", 6),
+        (b"BM", "<ii", 18),
+    ):
+        if encoded.startswith(magic) and len(encoded) >= offset + struct.calcsize(layout):
+            width, height = struct.unpack_from(layout, encoded, offset)
+            return abs(width * height)  # a negative height of a BMP: rows from the top
+    return 0
+
+
+def _jpeg_pixels(encoded: bytes) -> int:
+    found, place = 0, 2
+    while (place := encoded.find(b"\xff", place)) >= 0 and place + 9 <= len(encoded):
+        marker = encoded[place + 1]
+        if marker == 0xDA:  # the scan: nothing but the image follows
+            break
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # without a length
+            place += 1 if marker == 0xFF else 2
+            continue
+        length, _, height, width = struct.unpack_from(">HBHH", encoded, place + 2)
+        if marker in _JPEG_SIZES:
+            found = max(found, height * width)
+        place += 2 + length
+    return found
 
 
 def to_square(resize: str, shrink: str, size: int) -> Callable[[Any], Any]:

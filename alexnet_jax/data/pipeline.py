@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import augment
-from alexnet_jax.data.decode import decode, to_square
+from alexnet_jax.data.decode import FORMATS, decode, pixels, to_square
 from alexnet_jax.data.prepared_source import Prepared
 from alexnet_jax.data.sources import Source
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
@@ -26,6 +26,9 @@ from alexnet_jax.errors import UsageError
 Batch = dict[str, np.ndarray]
 Plan = Callable[[int], Batch]
 """From a batch number to columns `[b, ...]`, among them `index`."""
+
+Unreadable = dict[int, str]
+"""Images that cannot be read, by their number: the place and the reason."""
 
 _BATCHES_READ_AHEAD = 2
 _BATCHES_FINISHED_AT_ONCE = 2
@@ -56,6 +59,7 @@ def train_batches(
     batch_size: int,
     start_step: int = 0,
     part: tuple[int, int] = (0, 1),
+    unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
     """Endless random crops, one batch a step.
 
@@ -68,6 +72,9 @@ def train_batches(
       batch_size: over all processes.
       start_step: the first step to yield.
       part: which part of each batch to read, counted from 0, and of how many equal ones.
+      unreadable: images found so, by their number, with the place and the reason; grows. In the
+        place of each stands the next readable one of the epoch's order, up to
+        `config.max_unreadable` images.
 
     Yields:
       `image` uint8 `[b, crop, crop, 3]`, `label` int32 `[b]`, `colour` float32 `[b, 3]` (the shift
@@ -76,8 +83,9 @@ def train_batches(
 
     Raises:
       UsageError: at once for values that do not fit; while iterating for an image that cannot be
-        read, with its path.
+        read, with its path, where `config.max_unreadable` are found already.
     """
+    unreadable = {} if unreadable is None else unreadable
     which, local = part[0], _local_size(batch_size, part[1])
     steps = steps_per_epoch(source.num_examples, batch_size)
     if not 0 <= config.pad < config.image_size:
@@ -94,7 +102,7 @@ def train_batches(
         epoch, number = divmod(step, steps)
         order, draws = of_epoch(epoch)
         first = number * batch_size + which * local
-        index = order[first : first + local]
+        index = _readable(order, np.arange(first, first + local), unreadable)
         return {
             "index": index.astype(np.int32),
             "colour": augment.colour_shift(draws.gaussians[index], config.colour),
@@ -116,7 +124,14 @@ def train_batches(
         crops = tf.numpy_function(cut, [image, offset, flip], tf.uint8)
         return {"image": crops, **rest}
 
-    return _stream(source, config, plan, numbers, finish)
+    return _stream(source, config, plan, numbers, finish, unreadable)
+
+
+def train_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
+    """The numbers of the images of batch `step` (from 0), were all readable: int64 `[b]`."""
+    epoch, number = divmod(step, steps_per_epoch(num_examples, batch_size))
+    order = augment.order(seed, epoch, num_examples)
+    return order[number * batch_size : (number + 1) * batch_size]
 
 
 def eval_batches(
@@ -125,17 +140,19 @@ def eval_batches(
     *,
     batch_size: int,
     part: tuple[int, int] = (0, 1),
+    unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
     """Every example once over all parts, in order, whole and without padding or draws.
 
     Every part yields the same number of batches, and all are full: positions past the end
-    repeat the last example with mask 0.
+    hold other examples with mask 0, and so do those of images that cannot be read.
 
     Args:
       source: the images.
       config: `config.data`.
       batch_size: over all processes.
       part: which contiguous part of each batch to read, counted from 0, and of how many.
+      unreadable: as `train_batches`.
 
     Yields:
       `image` uint8 `[b, S, S, 3]` with `S = image_size` (crops are cut on the device), `label`
@@ -144,15 +161,18 @@ def eval_batches(
     Raises:
       UsageError: as `train_batches`.
     """
+    unreadable = {} if unreadable is None else unreadable
     which, local = part[0], _local_size(batch_size, part[1])
+    order = np.arange(source.num_examples)
     last = source.num_examples - 1
 
     def plan(number: int) -> Batch:
         first = number * batch_size + which * local
         position = np.arange(first, first + local)
+        index = _readable(order, np.minimum(position, last), unreadable)
         return {
-            "index": np.minimum(position, last).astype(np.int32),
-            "mask": (position <= last).astype(np.float32),
+            "index": index.astype(np.int32),
+            "mask": (index == position).astype(np.float32),
         }
 
     numbers = range(last // batch_size + 1)
@@ -162,7 +182,18 @@ def eval_batches(
             return {"image": np.stack(image), **rest}
 
         return _prepared_stream(source, config, plan, numbers, stack)
-    return _stream(source, config, plan, numbers, dict)
+    return _stream(source, config, plan, numbers, dict, unreadable)
+
+
+def _readable(order: np.ndarray, positions: np.ndarray, unreadable: Unreadable) -> np.ndarray:
+    """The examples at `positions` of `order`; for an unreadable one the next that is not."""
+    index = order[positions]
+    for i, place in enumerate(positions) if unreadable else ():
+        steps = 0
+        while int(index[i]) in unreadable and steps < len(order):
+            steps += 1
+            index[i] = order[(place + steps) % len(order)]
+    return index
 
 
 def _local_size(batch_size: int, parts: int) -> int:
@@ -178,7 +209,7 @@ def _prepared_stream(
     numbers: range,
     finish: Callable[..., Batch],
 ) -> Iterator[Batch]:
-    """The batches of `numbers` from squares on disk, cut straight from its pages into the batch."""
+    """The batches of `numbers` from squares on disk."""
     source.check(config)
     plan(numbers.start)  # Values that do not fit are an error before anything is iterated.
 
@@ -206,6 +237,7 @@ def _stream(
     plan: Plan,
     numbers: range,
     finish: Callable[..., dict[str, Any]],
+    unreadable: Unreadable,
 ) -> Iterator[Batch]:
     """The batches of `numbers`: planned, read, decoded to squares one by one, stacked, finished.
 
@@ -213,14 +245,34 @@ def _stream(
     and returns the batch. Cropping is left to it because TensorFlow's cost of 30 microseconds for
     each operation on each image is more than a small image takes to decode.
     """
-    tf = import_tensorflow()
     # Planned here and now: values that do not fit are an error before anything is iterated.
+    plan(numbers.start)
+    start = functools.partial(_dataset, source, config, plan, finish=finish)
+    running = [start(numbers)]
+    batches = _batches(running, start, source, config, plan, numbers, unreadable)
+    # Ends the threads when the batches are dropped and, at the latest, as the program exits: once
+    # the interpreter is going down, a thread inside `fetch` never returns, and TensorFlow would
+    # wait for it for ever.
+    weakref.finalize(batches, running.clear)
+    return batches
+
+
+def _dataset(
+    source: Source,
+    config: ConfigDict,
+    plan: Plan,
+    numbers: range,
+    finish: Callable[..., dict[str, Any]],
+) -> Iterator[Batch]:
+    """What `_stream` is, by `tf.data`, up to the first image that cannot be read."""
+    tf = import_tensorflow()
     first = plan(numbers.start)
     size = len(first["index"])
     square = to_square(config.resize, config.shrink, config.image_size)
 
     def fetch(number: np.ndarray) -> list[Any]:
         encoded, label = source.read(plan(int(number))["index"])
+        _check_pixels(encoded, config.max_pixels)
         return [np.array(encoded, object), label]
 
     def load(number: Any) -> tuple[Any, Any]:
@@ -259,41 +311,76 @@ def _stream(
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )
-    running = [dataset.as_numpy_iterator()]
-    batches = _batches(running, source, plan, numbers)
-    # Ends the threads when the batches are dropped and, at the latest, as the program exits: once
-    # the interpreter is going down, a thread inside `fetch` never returns, and TensorFlow would
-    # wait for it for ever.
-    weakref.finalize(batches, running.clear)
-    return batches
+    return dataset.as_numpy_iterator()
 
 
 def _batches(
-    running: list[Iterator[Batch]], source: Source, plan: Plan, numbers: range
+    running: list[Iterator[Batch]],
+    start: Callable[[range], Iterator[Batch]],
+    source: Source,
+    config: ConfigDict,
+    plan: Plan,
+    numbers: range,
+    unreadable: Unreadable,
 ) -> Iterator[Batch]:
-    """NumPy batches, with errors that name the file.
+    """NumPy batches; one that fails is planned without the images that made it fail, and all later.
 
     `tf.data` says what went wrong but not with which example, so that a batch that failed is read
     once more, one example at a time.
     """
     tf = import_tensorflow()
+    known = len(unreadable)
     for number in numbers:
-        try:
-            batch = next(running[0])
-        except tf.errors.OpError as error:
-            _name_unreadable(source, plan(number)["index"])
-            raise error
+        while True:
+            try:
+                batch = next(running[0])
+                break
+            except tf.errors.OpError:
+                found = _unreadable(source, config, plan(number)["index"])
+                # An evaluation may have found them since this batch was read ahead.
+                if not found and known == len(unreadable):
+                    raise
+                unreadable |= found
+                if len(unreadable) > config.max_unreadable:
+                    first = next(iter((found or unreadable).values()))
+                    limit = f"; {config.max_unreadable} were allowed (config.data.max_unreadable)"
+                    raise UsageError(
+                        f"{first}; replace or remove it" + (limit if config.max_unreadable else "")
+                    ) from None
+                if len(unreadable) == source.num_examples:
+                    raise UsageError(
+                        f"{source.name}: no image of {source.split} is readable"
+                    ) from None
+                known = len(unreadable)
+                running[0] = start(numbers[numbers.index(number) :])
         yield batch
 
 
-def _name_unreadable(source: Source, indices: np.ndarray) -> None:
+def _unreadable(source: Source, config: ConfigDict, indices: np.ndarray) -> Unreadable:
+    """Those of `indices` that cannot be read, decoded or resized, and why."""
     tf = import_tensorflow()
-    for index in indices:
-        encoded, _ = source.read(np.array([index]))
+    square = to_square(config.resize, config.shrink, config.image_size)
+    found = {}
+    for index in sorted({int(i) for i in indices}):
+        where = source.describe(index)
         try:
-            decode(tf.constant(encoded[0]))
+            encoded, _ = source.read(np.array([index]))
+            _check_pixels(encoded, config.max_pixels)
+            square(decode(tf.constant(encoded[0])))
+        except UsageError as error:
+            reason = str(error)
+            found[index] = reason if where in reason else f"{where}: {reason}"
         except tf.errors.OpError as error:
             reason = error.message.split("}}")[-1].split(" [Op:")[0].strip()
+            found[index] = f"{where}: not a readable image ({reason})"
+    return found
+
+
+def _check_pixels(encoded: list[bytes], most: int) -> None:
+    for image in encoded:
+        if not image.startswith(FORMATS):
+            raise UsageError("not a JPEG, PNG, BMP or GIF")
+        if (count := pixels(image)) > most:
             raise UsageError(
-                f"{source.describe(index)}: not a readable image ({reason}); replace or remove it"
-            ) from error
+                f"its header says {count} pixels, more than config.data.max_pixels = {most}"
+            )

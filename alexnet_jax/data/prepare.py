@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -34,28 +35,37 @@ def prepare(
     if (folder / "split.json").exists():
         raise UsageError(f"{folder} is prepared already; remove it to prepare it again")
     size, count = config.image_size, source.num_examples
-    labels = np.empty(count, np.int32)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    labels = []
+    unreadable: pipeline.Unreadable = {}
+
+    def write_header(file: BinaryIO, images: int) -> None:
+        shape = (images, size, size, 3)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Written and not mapped: a full disk is an error here, and a crash there.
         with (folder / "images.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            done = 0
-            for batch in pipeline.eval_batches(source, config, batch_size=_BATCH):
+            write_header(file, count)
+            for batch in pipeline.eval_batches(
+                source, config, batch_size=_BATCH, unreadable=unreadable
+            ):
                 real = batch["mask"] > 0
                 file.write(batch["image"][real].tobytes())
-                labels[batch["index"][real]] = batch["label"][real]
-                done += int(real.sum())
-                progress(done, count)
+                labels.extend(batch["label"][real])
+                progress(len(labels) + len(unreadable), count)
+            file.seek(0)
+            write_header(file, len(labels))  # of the same length: NumPy leaves room for more digits
             file.flush()
             os.fsync(file.fileno())
-        np.save(folder / "labels.npy", labels)
+        np.save(folder / "labels.npy", np.array(labels, np.int32))
         about = {
             "class_names": source.class_names,
             "resize": config.resize,
             "shrink": config.shrink,
             "from": source.name,
+            "unreadable": list(unreadable.values()),
         }
         (folder / "split.json").write_text(json.dumps(about) + "\n")
     except OSError as error:

@@ -7,6 +7,8 @@ the original, so training from either gives the same batches.
 
 import dataclasses
 import json
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,9 @@ class Prepared:
     """A `Source` of squares.
 
     Attributes:
-      squares: uint8 `[N, S, S, 3]`, mapped from the disk.
+      path: of `images.npy`.
+      size: S of its squares.
+      offset: of the first in the file, in bytes.
       resize: the `data.resize` that made them.
       shrink: the `data.shrink` that made them.
     """
@@ -28,7 +32,9 @@ class Prepared:
     name: str
     split: str
     class_names: tuple[str, ...]
-    squares: np.ndarray
+    path: Path
+    size: int
+    offset: int
     labels: np.ndarray
     resize: str
     shrink: str
@@ -44,8 +50,22 @@ class Prepared:
         return len(self.class_names)
 
     def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Like `Source.read`, but squares `[S, S, 3]`, still on the disk, in place of files."""
-        return [self.squares[i] for i in indices], self.labels[indices]
+        """Like `Source.read`, but squares `[S, S, 3]` in place of files."""
+        # Read and not mapped: of a file that is cut a map is the end of the process.
+        shape = (self.size, self.size, 3)
+        length = math.prod(shape)
+        try:
+            file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                found = [os.pread(file, length, self.offset + int(i) * length) for i in indices]
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise UsageError(f"cannot read {self.path}: {error.strerror}") from error
+        if any(len(square) != length for square in found):
+            raise UsageError(f"{self.path}: the file was cut; prepare it again")
+        squares = [np.frombuffer(square, np.uint8).reshape(shape) for square in found]
+        return squares, self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source.describe`."""
@@ -58,7 +78,7 @@ class Prepared:
           UsageError: the squares are of another size, or made by another rule.
         """
         made_with = {
-            "image_size": self.squares.shape[1],
+            "image_size": self.size,
             "resize": self.resize,
             "shrink": self.shrink,
         }
@@ -87,7 +107,8 @@ def open_prepared(path: str, split: str) -> Prepared:
         about = json.loads((folder / "split.json").read_text())
         names, resize, shrink = tuple(about["class_names"]), about["resize"], about["shrink"]
         squares = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        # Mapped first: a header can ask for more than there is, in the file and in memory.
+        labels = np.array(np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False))
         if squares.dtype != np.uint8 or squares.shape[1:] != (squares.shape[1],) * 2 + (3,):
             raise ValueError(f"images.npy is {squares.dtype} {squares.shape}")
         if labels.dtype != np.int32 or labels.shape != squares.shape[:1] or not len(labels):
@@ -97,4 +118,14 @@ def open_prepared(path: str, split: str) -> Prepared:
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{folder} is damaged ({reason}); prepare it again") from error
-    return Prepared(f"prepared:{path}", split, names, squares, labels, resize, shrink)
+    return Prepared(
+        name=f"prepared:{path}",
+        split=split,
+        class_names=names,
+        path=folder / "images.npy",
+        size=squares.shape[1],
+        offset=squares.offset,
+        labels=labels,
+        resize=resize,
+        shrink=shrink,
+    )

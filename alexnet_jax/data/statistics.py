@@ -24,6 +24,7 @@ _BATCH = 32
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, zipfile.BadZipFile),
     *(AttributeError, TypeError),  # of one array, which is no archive
+    MemoryError,  # of a header that asks for more than there is
     RuntimeError,  # of a zip header that asks for a password or an unknown version
 )
 """What NumPy raises for files of something else."""

@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,19 @@ def test_prepared_images_make_the_same_batches(folder, prepared):
             for name, value in expected.items():
                 np.testing.assert_array_equal(ours[name], value)
                 assert ours[name].dtype == value.dtype
+
+
+def test_prepared_images_cut_under_a_run_are_an_error(prepared, tmp_path):
+    """And not the end of the process, which a mapped file would be."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    source = open_source(f"prepared:{tmp_path}", "train")
+    config = data_config(image_size=16, crop_size=12)
+    batches = pipeline.train_batches(source, config, seed=0, batch_size=4)
+    next(batches)
+    os.truncate(tmp_path / "train" / "images.npy", 1000)
+    with pytest.raises(UsageError, match=r"train/images\.npy: the file was cut"):
+        for _ in range(10):
+            next(batches)
 
 
 def test_what_does_not_fit_prepared_images_is_named(folder, prepared, tmp_path):

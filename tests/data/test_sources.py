@@ -275,6 +275,24 @@ def test_a_shard_lost_after_opening_is_named(shards, tmp_path, monkeypatch, dama
         source.read(np.array([9]))
 
 
+def test_one_flipped_bit_in_a_record_is_found(shards, tmp_path, monkeypatch):
+    """At every place of the last record, its checksum included; images before it still come."""
+    shutil.copytree(shards[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    source = open_source("tfds:tiny", "train")
+    shard = next(tmp_path.glob("tiny/*/*-00002-of-*"))
+    whole, rng = shard.read_bytes(), np.random.default_rng(0)
+    for place in range(int(source.offset[9]), len(whole), 7):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(broken)
+        assert len(source.read(np.arange(9))[0]) == 9
+        with pytest.raises(
+            UsageError, match=rf"{shard.name}, byte {source.offset[9]}: other bytes"
+        ):
+            source.read(np.array([9]))
+
+
 def test_the_labels_of_one_folder_are_its_classes_and_hidden_ones_are_none(tmp_path):
     for number, name in enumerate(("dog", "cat", ".cache")):
         for n in range(12):
