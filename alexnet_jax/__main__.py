@@ -1,9 +1,9 @@
 """The command line: `python -m alexnet_jax VERB --flags`. Thin: flags, then one call.
 
 Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 3 another
-process of the same run was lost (start all again: they resume), 130 and 143 stopped by Ctrl-C or
-SIGTERM, 1 anything else. JAX and TensorFlow are imported by the verbs that need them, so that help
-is instant.
+process of the same run was lost (start all again: they resume), 4 `verify` found a difference, 5
+some runs of a study failed, 130 and 143 stopped by Ctrl-C or SIGTERM, 1 anything else. JAX and
+TensorFlow are imported by the verbs that need them, so that help is instant.
 """
 
 import difflib
@@ -13,14 +13,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from alexnet_jax.errors import Stopped, UsageError
 
 EXAMPLE = "experiments/quickstart.py"
 LOST_ANOTHER = 3
+NOT_THE_SAME = 4
+FAILED = 5
 
 
 def train(flag: flags.FlagValues) -> None:
@@ -42,6 +45,18 @@ def evaluate(flag: flags.FlagValues) -> None:
     from alexnet_jax.train import evaluate_workdir
 
     print(json.dumps(evaluate_workdir(config, workdir, int(flag.views), flag.split), indent=2))
+
+
+def verify(flag: flags.FlagValues) -> int:
+    """Run the first steps of a workdir again, and compare losses and checksums to its log."""
+    workdir = Path(flag.workdir)
+    config = _config_of(workdir)
+    _start(config)
+    from alexnet_jax.verify import verify as compare
+
+    verdict = compare(config, workdir, flag.until)
+    print(verdict.text())
+    return 0 if verdict.same else NOT_THE_SAME
 
 
 def inspect(flag: flags.FlagValues) -> None:
@@ -101,13 +116,36 @@ def bench(flag: flags.FlagValues) -> None:
     print(benchmark.table(benchmark.run(flag.config, flag.rounds, flag.steps)))
 
 
-VERBS: dict[str, tuple[Callable[[flags.FlagValues], None], tuple[str, ...], str]] = {
+def study(flag: flags.FlagValues) -> int:
+    """Run variants x seeds, whatever is not finished; then the table and the figure."""
+    config, folder = flag.config, Path(flag.workdir)
+    from alexnet_jax import study as studies
+
+    studies.check(config)
+    part = _part(flag.part)
+    failed = []
+    if not flag.table_only:
+        _start(config.base)
+        failed = studies.run(config, folder, part)
+    print(studies.write(config, folder))
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
     "train": (
         train,
         ("config", "workdir", "profile"),
         f"--config={EXAMPLE} --workdir=runs/quickstart",
     ),
     "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
+    "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
+    "study": (
+        study,
+        ("config", "workdir", "part", "table_only"),
+        "--config=experiments/studies/components.py --workdir=runs/components",
+    ),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
@@ -135,6 +173,15 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         flags.DEFINE_string(
             "profile", "", "M:N: trace steps M to N into WORKDIR/profile.", flag_values=flag
         )
+    elif name == "part":
+        text = "K/N: run every N-th run from the K-th on, so that N machines share a study."
+        flags.DEFINE_string("part", "1/1", text, flag_values=flag)
+    elif name == "table_only":
+        text = "Run nothing: make the table and the figure from the logs there are."
+        flags.DEFINE_bool("table_only", False, text, flag_values=flag)
+    elif name == "until":
+        text = "The last step to run again; 0: up to the first checkpoint that was logged."
+        flags.DEFINE_integer("until", 0, text, lower_bound=0, flag_values=flag)
     elif name == "exchange":
         text = "Instead: what the devices send each other, by arithmetic and as compiled."
         flags.DEFINE_bool("exchange", False, text, flag_values=flag)
@@ -161,6 +208,13 @@ def _steps(text: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--profile={text}: give the first and the last step, such as 20:25")
+    return int(match[1]), int(match[2])
+
+
+def _part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
     return int(match[1]), int(match[2])
 
 
@@ -254,11 +308,7 @@ def _plain(error: Exception, arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    # What goes wrong in XLA or TensorFlow comes as an exception. What they log as errors does not
-    # matter: a program from the compilation cache is said to be of another machine, because its
-    # features include two hints that are none of the processor's.
-    # Set before JAX is imported, which sets a level of its own.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _quiet_libraries()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if arguments else 2
@@ -271,7 +321,7 @@ def main(arguments: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(rest):
             print(usage(verb))
             return 0
-        VERBS[verb][0](parse(verb, rest))
+        return VERBS[verb][0](parse(verb, rest)) or 0
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -290,7 +340,24 @@ def main(arguments: list[str] | None = None) -> int:
         )
         # At once: an ordinary exit would wait for the one that is gone.
         os._exit(LOST_ANOTHER)
-    return 0
+
+
+def _quiet_libraries() -> None:
+    """What goes wrong in XLA, TensorFlow or Orbax comes as an exception; their own lines go."""
+    # They log what does not matter as errors: a program from the compilation cache is said to be of
+    # another machine, because its features include two hints that are none of the processor's.
+    # Set before JAX is imported, which sets a level of its own.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Orbax logs the traceback of every error that it raises as well.
+    logging.set_verbosity(logging.FATAL)
+    ordinary = sys.unraisablehook
+
+    def hook(error: Any) -> None:
+        # Writes that TensorStore ends after Orbax has given up a save, on a full disk.
+        if str(error.exc_value) != "Event loop is closed":
+            ordinary(error)
+
+    sys.unraisablehook = hook
 
 
 def _lost_another(error: Exception) -> bool:

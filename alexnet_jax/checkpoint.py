@@ -4,12 +4,16 @@ Orbax writes off the training thread and a checkpoint appears whole or not at al
 an array that was damaged since without a word: hence the manifest.
 """
 
+import contextlib
 import hashlib
 import json
+import os
+import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -17,11 +21,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from alexnet_jax import parallel
 from alexnet_jax.errors import UsageError
 
 Manifest = dict[str, dict[str, Any]]
-"""By the path of an array: `dtype`, `shape` and `sha256`."""
+"""By the path of an array: `dtype`, `shape`, `sha256` and whether it is `finite`."""
 
 _DAMAGED = ".damaged"
 
@@ -33,51 +36,80 @@ class Checkpoints:
     of plain numbers and the manifest; none depends on the placement that wrote it.
     """
 
-    def __init__(self, workdir: Path, keep: int):
-        """Opens the folder; `keep` latest checkpoints stay, and the one of lowest error."""
+    def __init__(self, workdir: Path, keep: int = 0):
+        """Opens the folder; `keep` latest checkpoints stay, and the one of lowest error.
+
+        With 0 to read only: nothing in the folder is changed.
+        """
+        self._reads_only = not keep
+        self._passed_over: set[int] = set()
         best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["top1_error"], reverse=True, n=1
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            read_only=self._reads_only,
+            create=not self._reads_only,
+            cleanup_tmp_directories=not self._reads_only,  # of writes that were cut
         )
         self._folder = workdir.resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, step: int, state: Any, extra: dict[str, float], error: float | None) -> None:
-        """Starts to write; `error` (top-1, lower is better) ranks this checkpoint.
+    def save(
+        self, step: int, state: Any, arrays: Manifest, extra: dict[str, Any], error: float | None
+    ) -> None:
+        """Starts to write, off this thread.
 
-        Every process must call it. An error of an earlier write surfaces here.
+        Every process must call it.
+
+        Args:
+          step: names the checkpoint; one that exists is left as it is.
+          state: arrays of the devices.
+          arrays: the state's manifest.
+          extra: what JSON can hold.
+          error: top-1, ranks this checkpoint: the lowest is kept.
+
+        Raises:
+          UsageError: this or the write before it failed; says why, and what there is.
+          ValueError: a number of the state is not finite.
         """
+        if bad := [name for name, row in arrays.items() if not row["finite"]]:
+            raise ValueError(f"step {step} is not saved: {bad[0]} is not finite")
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                extra=ocp.args.JsonSave(extra),
-                manifest=ocp.args.JsonSave(
-                    {
-                        "arrays": (arrays := manifest(parallel.to_host(state))),
-                        "sha256": _seal(arrays, extra),
-                    }
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    extra=ocp.args.JsonSave(extra),
+                    manifest=ocp.args.JsonSave({"arrays": arrays, "sha256": _seal(arrays, extra)}),
                 ),
-            ),
-            metrics=None if error is None else {"top1_error": error},
-        )
+                metrics=None if error is None else {"top1_error": error},
+            )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Orbax's and TensorStore's errors of a disk as one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else str(error).partition("\n")[0]
+            last = f"step {steps[-1]} is" if (steps := self.steps()) else "none is"
+            raise UsageError(
+                f"cannot write a checkpoint to {self._folder} ({reason}); {last} whole there: make "
+                "room, and the same command resumes"
+            ) from error
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints there are, ascending."""
         return sorted(self._manager.all_steps())
 
-    def best_step(self) -> int | None:
-        """The step of the checkpoint with the lowest error, or None."""
-        return self._manager.best_step()
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole: its step, state (NumPy) and extra, or None.
 
-    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, float]] | None:
-        """The newest checkpoint that is whole: its step, state (NumPy) and plain numbers, or None.
-
-        A damaged one is named, renamed and passed over for the one before.
+        A damaged one is named, renamed where that is allowed, and passed over for the one before.
 
         Args:
           like: a state of the same structure.
@@ -96,15 +128,15 @@ class Checkpoints:
             if not wrong:
                 return step, state, extra
             self._set_aside(step, wrong)
-        if broken := sorted(self._folder.glob(f"*{_DAMAGED}")):
-            names = ", ".join(path.name for path in broken)
+        broken = {path.name for path in self._folder.glob(f"*{_DAMAGED}")}
+        if broken := sorted(broken | {str(step) for step in self._passed_over}):
             raise UsageError(
-                f"{self._folder} holds no whole checkpoint, only {names}: "
+                f"{self._folder} holds no whole checkpoint, only {', '.join(broken)}: "
                 "put back a copy, or remove them to start from the beginning"
             )
         return None
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, float], Manifest]:
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any], Manifest]:
         """Raises whatever, and UsageError only for a checkpoint that is whole and another run's."""
         about = self._manager.restore(
             step,
@@ -125,23 +157,36 @@ class Checkpoints:
         return restored["state"], extra, arrays
 
     def _set_aside(self, step: int, wrong: list[str]) -> None:
-        aside = self._folder / f"{step}{_DAMAGED}"
+        aside = f"{step}{_DAMAGED}"
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        text = f"warning: checkpoint {step} in {self._folder} is damaged ({wrong[0]}{more})"
+        if self._reads_only:
+            self._passed_over.add(step)
+            print(f"{text}; it is passed over", file=sys.stderr, flush=True)
+            return
         if jax.process_index() == 0:
-            print(
-                f"warning: checkpoint {step} is damaged ({wrong[0]}{more}); it is now {aside}",
-                file=sys.stderr,
-                flush=True,
-            )
-            (self._folder / str(step)).rename(aside)
+            print(f"{text}; it is now {aside}", file=sys.stderr, flush=True)
+            (self._folder / str(step)).rename(self._folder / aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"damaged {step}")
         self._manager.reload()
 
-    def close(self) -> None:
-        """Waits for writes under way; their errors surface here."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def wait(self) -> None:
+        """Waits for writes under way; raises as `save`."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        """The checkpoints themselves."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Waits for writes under way, without a word of their errors: see `wait`."""
+        try:
+            self._manager.close()
+        except Exception:
+            if exc[0] is None:
+                raise
 
 
 def shapes(tree: Any) -> Manifest:
@@ -153,20 +198,26 @@ def shapes(tree: Any) -> Manifest:
 
 
 def manifest(tree: Any) -> Manifest:
-    """Names, types, shapes and SHA-256 of host arrays."""
+    """Names, types, shapes, SHA-256 and finiteness of host arrays."""
 
-    def digest(x: np.ndarray) -> str:
-        return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest()
+    def look(x: np.ndarray) -> tuple[str, bool]:
+        return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest(), bool(np.isfinite(x).all())
 
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        digests = pool.map(digest, jax.tree.leaves(tree))
+    with ThreadPoolExecutor() as pool:  # both release the interpreter
+        seen = pool.map(look, jax.tree.leaves(tree))
         return {
-            name: row | {"sha256": sha}
-            for (name, row), sha in zip(shapes(tree).items(), digests, strict=True)
+            name: row | {"sha256": sha, "finite": finite}
+            for (name, row), (sha, finite) in zip(shapes(tree).items(), seen, strict=True)
         }
 
 
-def _seal(arrays: Manifest, extra: dict[str, float]) -> str:
+def parameters_sha256(arrays: Manifest) -> str:
+    """One checksum over names, types, shapes and bytes of all parameters of a state."""
+    rows = {name: row for name, row in arrays.items() if name.startswith(".params")}
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(arrays: Manifest, extra: dict[str, Any]) -> str:
     """A checksum over what is kept as JSON."""
     return hashlib.sha256(json.dumps([arrays, extra], sort_keys=True).encode()).hexdigest()
 

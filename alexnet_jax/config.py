@@ -6,9 +6,12 @@ start from them and change a few.
 
 import difflib
 import json
+import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import optim
@@ -18,6 +21,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers as ops
 from alexnet_jax.models import table
 from alexnet_jax.models.alexnet import alexnet
+from alexnet_jax.parallel import PLACEMENTS
 
 
 def default() -> ConfigDict:
@@ -28,9 +32,12 @@ def default() -> ConfigDict:
     config.batch_size = 128  # images a step, over all devices and processes
     config.accumulate_steps = 1  # parts that each device works through its share of a batch in
     config.num_epochs = 90.0
+    config.stop_at_error = 0.0  # ends once the last of evaluate.splits has no more; 0: never
     config.log_every_steps = 20
     config.checkpoint_every_steps = 1000
     config.warn_stuck_after_steps = 5000  # 0: never; see diagnose.py
+    config.warn_slow_step_after_seconds = 600  # with the stacks of all threads; 0: never
+    config.max_not_finite_steps = 5  # in a row, not applied, before the run gives up
     config.keep_checkpoints = 2  # the latest so many, besides the best
 
     # Several processes, one a host or one a device, each started with the same command.
@@ -55,6 +62,8 @@ def default() -> ConfigDict:
             image_size=256,  # every image becomes a square of this side
             resize="short_side",  # then the centre square (2012); or stretch (Caffe)
             shrink="area",  # area (2012), bilinear (Caffe), triangle: see data/decode.py
+            max_pixels=100_000_000,  # of one image, before it is decoded
+            max_unreadable=0,  # images replaced by the next one in order; 0: the first is an error
             pad=0,  # pixels reflected around a training image before its crop
             crop_size=224,
             random_crop=True,
@@ -131,8 +140,10 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UsageError: one line that names the field and the mend.
     """
+    _check_fields(config)
     _choice(config, "model.activation", tuple(ops.ACTIVATIONS))
     _choice(config, "model.compute_dtype", ("float32", "bfloat16", "float64"))
+    _choice(config, "placement", PLACEMENTS)
     _choice(config, "data.resize", RESIZES)
     _choice(config, "data.shrink", SHRINKS)
     _choice(config, "data.mean", ("channel", "image"))
@@ -140,7 +151,9 @@ def validate(config: ConfigDict) -> None:
     _choice(config, "optimizer.schedule", optim.SCHEDULES)
     _choice(config, "optimizer.rate_scaling", optim.RATE_SCALINGS)
     at_least = (
-        ("seed", 0), ("batch_size", 1), ("log_every_steps", 1), ("checkpoint_every_steps", 1),
+        ("max_not_finite_steps", 1), ("warn_slow_step_after_seconds", 0),
+        ("data.max_pixels", 1), ("data.max_unreadable", 0), ("seed", 0), ("batch_size", 1),
+        ("stop_at_error", 0), ("log_every_steps", 1), ("checkpoint_every_steps", 1),
         ("keep_checkpoints", 1), ("accumulate_steps", 1), ("distributed.process_count", 0),
         ("distributed.process_id", -1), ("distributed.start_timeout_seconds", 1),
         ("distributed.lost_after_seconds", 1), ("optimizer.warmup_epochs", 0),
@@ -148,8 +161,9 @@ def validate(config: ConfigDict) -> None:
         ("warn_stuck_after_steps", 0), ("model.num_classes", 2), ("model.towers", 1),
         ("model.pool.window", 1), ("model.pool.stride", 1), ("model.lrn.size", 1),
         ("model.lrn.k", 0), ("model.lrn.alpha", 0), ("model.within_map_norm.size", 1),
-        ("model.within_map_norm.k", 0), ("data.image_size", 1), ("data.crop_size", 1),
-        ("data.pad", 0), ("optimizer.momentum", 0), ("optimizer.weight_decay", 0),
+        ("model.within_map_norm.k", 0), ("model.within_map_norm.alpha", 0),
+        ("data.image_size", 1), ("data.crop_size", 1), ("data.pad", 0),
+        ("optimizer.momentum", 0), ("optimizer.weight_decay", 0),
         ("optimizer.exponential_steps", 1), ("optimizer.bias_exponential_steps", 1),
         ("optimizer.plateau_patience", 1), ("optimizer.plateau_drops", 0),
         ("evaluate.batch_size", 1), ("num_epochs", 0), ("optimizer.conv1_freeze_epoch", 0),
@@ -159,6 +173,10 @@ def validate(config: ConfigDict) -> None:
         value = _get(config, path)
         if not value >= low:
             raise UsageError(f"config.{path} = {value!r}: must be at least {low}")
+    for path, high in _AT_MOST.items():
+        value = _get(config, path)
+        if value > high:
+            raise UsageError(f"config.{path} = {value!r}: must be at most {high}")
     for path in (
         "model.width", "optimizer.learning_rate", "data.scale", "evaluate.every_epochs",
         "optimizer.drop_factor", "optimizer.exponential_factor",
@@ -195,13 +213,93 @@ def validate(config: ConfigDict) -> None:
     for split in config.evaluate.splits:
         if split not in ("train", "test"):
             raise UsageError(f"config.evaluate.splits holds {split!r}: use train and test")
-    last = config.model.layer_order[-1] if config.model.layer_order else ""
-    if last and config.model.layers[last].features != config.model.num_classes:
+    for path, shape in _SHAPES.items():
+        value = _get(config, path)
+        try:
+            fits = np.shape(np.asarray(value, float)) == shape
+        except (ValueError, TypeError):
+            fits = False
+        if not fits:
+            want = " x ".join(str(side) for side in shape)
+            raise UsageError(f"config.{path} = {value!r}: give {want} numbers")
+    for path in ("optimizer.drop_epochs", "optimizer.conv1_drop_epochs"):
+        for value in _get(config, path):
+            if not isinstance(value, (int, float)) or value < 0:
+                raise UsageError(f"config.{path} holds {value!r}: give numbers, 0 or more")
+    rows = table.count(config.model, data.crop_size)
+    last = rows[-1].layer.name
+    if config.model.layers[last].features != config.model.num_classes:
         raise UsageError(
             f"config.model.layers.{last}.features = {config.model.layers[last].features} is not "
             f"config.model.num_classes = {config.model.num_classes}: set the latter alone"
         )
-    table.count(config.model, data.crop_size)
+    parameters = sum(row.parameters for row in rows)
+    if parameters > _MOST_PARAMETERS:
+        raise UsageError(
+            f"config.model has {parameters:,} parameters, which is more than {_MOST_PARAMETERS:,}: "
+            "lower model.width, the features of a layer or data.crop_size"
+        )
+
+
+# What memory or 32-bit counters could not hold, far above what makes sense.
+_AT_MOST = {
+    "seed": 2**32 - 1, "batch_size": 2**20, "evaluate.batch_size": 2**20, "num_epochs": 1e6,
+    "model.num_classes": 10**6, "model.towers": 64, "model.width": 64, "model.lrn.size": 10**4,
+    "model.within_map_norm.size": 10**4, "model.pool.window": 10**4, "data.image_size": 2**13,
+    "data.crop_size": 2**13, "data.pad": 2**13, "data.max_pixels": 2**40,
+    "optimizer.exponential_steps": 10**4, "optimizer.bias_exponential_steps": 10**4,
+}  # fmt: skip
+_MOST = 2**40  # for any whole number
+_MOST_PARAMETERS = 10**10
+
+_SHAPES = {
+    "data.channel_mean": (3,), "data.colour.stdevs": (3,), "data.colour.eigenvectors": (3, 3),
+}  # fmt: skip
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Every field there, none besides, each of its default's type and every number finite."""
+    model = default()
+    rows = config.get("model", {}).get("layers", {})
+    with model.unlocked():
+        model.model.layers = {name: dict(table.layer_row("conv", 1)) for name in rows}
+    expected, found = dict(leaves(model)), dict(leaves(config))
+    for path in expected.keys() ^ found.keys():
+        raise UsageError(
+            f"config.{path} is missing" if path in expected else f"config.{path}: no such field"
+        )
+    # Groups last: what refers to another field is of its value.
+    for path in sorted(expected, key=lambda path: path.count(".")):
+        default_value, value = expected[path], found[path]
+        kind = type(default_value)
+        fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if kind is float:
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not fits and not (default_value is None and isinstance(value, (int, float, type(None)))):
+            name = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind)
+            raise UsageError(f"config.{path} = {value!r}: give {name or 'a ' + kind.__name__}")
+        for number in _numbers(value):
+            if not math.isfinite(number):
+                raise UsageError(f"config.{path} = {value!r}: give a finite number")
+            if isinstance(number, int) and abs(number) > _MOST:
+                raise UsageError(f"config.{path} = {value!r}: must be at most {_MOST}")
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is no group, as `model.pool.window`, and its value."""
+    for name, value in config.items():
+        if isinstance(value, (dict, ConfigDict)):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, (int, float)):
+        yield value
 
 
 def _validate_distributed(distributed: ConfigDict) -> None:
@@ -247,6 +345,8 @@ def from_json(text: str, name: str) -> ConfigDict:
     try:
         config = ConfigDict(tuples(json.loads(text))).lock()
         validate(config)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UsageError(f"{name}: not a configuration of this version: {error}") from error
     return config

@@ -83,13 +83,15 @@ def batch_size(config: ConfigDict, views: int, placement: parallel.Placement) ->
 
 def evaluate(
     eval_step: Callable, params: dict, source: Source, config: ConfigDict,
-    placement: parallel.Placement, views: int,
+    placement: parallel.Placement, views: int, unreadable: pipeline.Unreadable | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Means over a whole split: loss and errors as fractions, `num_examples`, `dead_units`.
 
-    `dead_units` holds, for each layer, the share of units that no example made positive. Every
-    process must call this; each reads its own part, and all get the same result.
+    `dead_units` holds, for each layer, the share of units that no example made positive;
+    `num_examples` counts no `unreadable` ones (see `data.pipeline`). Every process must call this;
+    each reads its own part, and all get the same result.
     """
+    unreadable = {} if unreadable is None else unreadable
     totals: dict[str, float] = {}
     ever_fired: dict[str, np.ndarray] = {}
     pending = None
@@ -106,6 +108,7 @@ def evaluate(
         config.data,
         batch_size=batch_size(config, views, placement),
         part=placement.batch_part,
+        unreadable=unreadable,
     )
     for batch in batches:
         results = eval_step(params, placement.put_batch(batch))
@@ -114,7 +117,9 @@ def evaluate(
         pending = results
     add(pending)
     count = int(np.rint(totals.pop("count")))
-    if count != source.num_examples:
-        raise RuntimeError(f"counted {count} of {source.num_examples} examples of {source.name}")
+    # Of several processes each knows its own unreadable ones only.
+    readable = source.num_examples - len(unreadable)
+    if not 0 < count <= readable or (count < readable and placement.batch_part[1] == 1):
+        raise RuntimeError(f"counted {count} of {readable} readable examples of {source.name}")
     means: dict[str, Any] = {name: value / count for name, value in totals.items()}
     return means | {"num_examples": count, "dead_units": dead_units(ever_fired)}

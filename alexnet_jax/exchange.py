@@ -30,10 +30,10 @@ class Point:
     """One place where devices exchange something.
 
     Attributes:
-      name: the layer, `LAYER lrn` for a normalization across towers, or `gradients`.
-      axis: `tower` or `data`.
+      name: the layer, `LAYER lrn` for a normalization across towers, `finite_check` or `gradients`.
+      axis: `tower`, `step` (over the towers, but once a step and not an image) or `data`.
       how: the collectives of the forward and the backward pass.
-      forward: elements a device receives: an image over `tower`, a step over `data`.
+      forward: elements a device receives: an image over `tower`, else a step.
       backward: the same, in the backward pass.
     """
 
@@ -67,6 +67,10 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
         if row.halo:
             name = f"{row.layer.name} lrn"
             found.append(Point(name, parallel.TOWER, "permute", row.halo, row.halo))
+    # Whether the gradients of each parameter, and the loss, are finite on every tower.
+    if (count := config.model.towers) > 1:
+        flags = 2 * len(config.model.layer_order) + 1
+        found.append(Point(train.CHECK, "step", "all-reduce", 2 * flags * (count - 1) // count, 0))
     if data_parallel > 1:
         ring = ring_all_reduce(tower_parameters(config), data_parallel)
         found.append(Point(GRADIENTS, parallel.DATA, "all-reduce", 0, ring))
@@ -278,7 +282,7 @@ def report(config: ConfigDict) -> str:
     rows.append(("towers", "an image", f"{sums[0]:,}", f"{sums[0] * width:,}", f"{sums[1]:,.0f}"))
     step, measured = sums[0] * width * images, sums[1] * images
     for point in expected:
-        if point.axis == parallel.DATA:
+        if point.axis != parallel.TOWER:
             n, seen = point.elements, compiled[point.name][1]
             rows.append((point.name, f"{point.how}, a step", f"{n:,}", f"{4 * n:,}", f"{seen:,}"))
             step, measured = step + 4 * n, measured + seen

@@ -9,6 +9,8 @@ from typing import Any, Self
 import jax
 import tqdm
 
+LOG = "metrics.jsonl"
+
 
 class MetricsLog:
     """Appends one JSON object a line to `workdir/metrics.jsonl`.
@@ -19,7 +21,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, resume_step: int):
         """Opens the log, kept up to and including `resume_step`."""
-        path = workdir / "metrics.jsonl"
+        path = workdir / LOG
         if jax.process_index() > 0:
             path = Path(os.devnull)
         kept = []
@@ -38,7 +40,11 @@ class MetricsLog:
         self._file.write(json.dumps(fields) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        """The log itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
         """Closes the file."""
         self._file.close()
 
@@ -82,14 +88,10 @@ class Progress:
         if self._speaks:
             self._bar.write(text, file=sys.stderr)
 
-    def close(self) -> None:
-        """Ends the bar."""
-        self._bar.close()
-
     def __enter__(self) -> Self:
         """The bar itself."""
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Ends the bar."""
-        self.close()
+        self._bar.close()

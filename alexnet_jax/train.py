@@ -1,5 +1,6 @@
 """The train step, visible whole, and the run around it."""
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -20,15 +21,19 @@ from alexnet_jax import evaluate as evaluation
 from alexnet_jax import inputs as input_rules
 from alexnet_jax import optim, parallel
 from alexnet_jax import workdir as workdirs
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.checkpoint import Checkpoints, manifest, parameters_sha256
 from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline, statistics
 from alexnet_jax.data.sources import Source, open_source
-from alexnet_jax.diagnose import Trace, Watch
+from alexnet_jax.diagnose import NotFinite, Trace, Watch, Watchdog
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import MetricsLog, Progress
+from alexnet_jax.models import layers
 from alexnet_jax.models import tower as towers
 from alexnet_jax.stopping import Stop
+
+CHECK = "finite_check"
+"""The scope of the one exchange that is no layer's: whether every tower's gradients are finite."""
 
 
 @flax.struct.dataclass
@@ -39,9 +44,10 @@ class TrainState:
     params: dict
     opt_state: Any
     rate_scale: jax.Array  # the plateau schedule's drops so far, as a factor
+    seed: jax.Array  # of dropout; a value and no constant, so that seeds share a program
 
 
-def init_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
+def init_state(params: dict, tx: optax.GradientTransformation, seed: int = 0) -> TrainState:
     """A fresh state around stacked parameters, the same under any placement."""
     stack = jax.tree.leaves(params)[0].shape[0]
     # Under vmap the plain numbers of Optax's state too get one copy a tower.
@@ -51,6 +57,7 @@ def init_state(params: dict, tx: optax.GradientTransformation) -> TrainState:
         params=params,
         opt_state=opt_state,
         rate_scale=jnp.ones([stack], jnp.float32),
+        seed=jnp.full([stack], seed, jnp.uint32),
     )
 
 
@@ -65,14 +72,18 @@ def make_train_step(
     """Compiles one step: forward, backward, update, for every tower and part of the batch.
 
     The batch holds `image`, `label`, `colour` and `index` (see `data.pipeline`). The metrics are
-    means over the global batch, computed before the update. With `config.accumulate_steps` a
-    device works through its share in so many parts, in the memory of one; the update is the same.
+    means over the global batch, computed before the update, and `not_finite`: int32 `[n]`, of how
+    many towers each gradient (in the order of `jax.tree.leaves`), and last the loss, holds a NaN or
+    an infinity. Where any does, nothing but the step's number changes.
+
+    With `config.accumulate_steps` a device works through its share in so many parts, in the memory
+    of one; the update is the same.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(config.seed), 1)
     noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
 
     def gradients_and_sums(state: TrainState, batch: dict) -> tuple[dict, dict]:
         images = inputs.train(batch, noise=state.step < noisy_steps)
+        dropout_key = jax.random.fold_in(jax.random.key(state.seed), 1)
         step_key = jax.random.fold_in(dropout_key, state.step)
 
         def loss_fn(params: dict) -> tuple[jax.Array, tuple]:
@@ -104,21 +115,38 @@ def make_train_step(
 
         return jax.lax.scan(add, zeros, batch)[0]
 
+    def not_finite(gradients: dict, loss: jax.Array) -> jax.Array:
+        # A sum is finite where every term is, and XLA adds faster than it looks at each.
+        sums = jnp.stack([jnp.sum(g) for g in jax.tree.leaves(gradients)] + [loss])
+        with jax.named_scope(CHECK):
+            return layers.sum_over_towers((~jnp.isfinite(sums)).astype(jnp.int32))
+
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         gradients, sums = placement.sum_over_data(accumulated(state, batch))
-        updates, opt_state = tx.update(
-            gradients, state.opt_state, state.params, rate_scale=state.rate_scale
+        wrong = not_finite(gradients, sums["loss"])
+
+        def apply(params: dict, opt_state: Any) -> tuple[dict, Any]:
+            updates, opt_state = tx.update(
+                gradients, opt_state, params, rate_scale=state.rate_scale
+            )
+            # The new velocity is stored before the weights change: otherwise XLA computes it again
+            # for them, from copies of all that it has overwritten by then.
+            updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
+            return optax.apply_updates(params, updates), opt_state
+
+        def skip(params: dict, opt_state: Any) -> tuple[dict, Any]:
+            # The counters of the schedule go on, the velocity does not.
+            def count(x: jax.Array) -> jax.Array:
+                return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+            return params, jax.tree.map(count, opt_state)
+
+        params, opt_state = jax.lax.cond(
+            jnp.all(wrong == 0), apply, skip, state.params, state.opt_state
         )
-        # The new velocity is stored before the weights change: otherwise XLA computes it again for
-        # them, from copies of all that it has overwritten by then.
-        updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            opt_state=opt_state,
-            rate_scale=state.rate_scale,
-        )
-        return new_state, jax.tree.map(lambda x: x / config.batch_size, sums)
+        new_state = TrainState(state.step + 1, params, opt_state, state.rate_scale, state.seed)
+        means = jax.tree.map(lambda x: x / config.batch_size, sums)
+        return new_state, means | {"not_finite": wrong}
 
     return placement.spread(train_step, ("tower", "batch"), ("tower", "same"), donate=(0,))
 
@@ -143,7 +171,10 @@ class Plateau:
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: Path, profile: tuple[int, int] | None = None
+    config: ConfigDict,
+    workdir: Path,
+    profile: tuple[int, int] | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of `config`, resuming from `workdir` if it holds a checkpoint.
 
@@ -152,12 +183,14 @@ def train_and_evaluate(
       workdir: its folder.
       profile: the first and the last step to trace into `workdir/profile`, for TensorBoard,
         Perfetto or XProf.
+      until: saves after this step and ends there.
 
     Returns:
-      The content of `workdir/result.json`.
+      The content of `workdir/result.json`; of a run that ends before its end, the step.
 
     Raises:
-      UsageError: whatever the person running can mend, before anything compiles.
+      UsageError: whatever the person running can mend, before anything compiles; and where the
+        disk, the data or the numbers fail later.
       Stopped: after a signal asked for it and the state is saved.
     """
     validate(config)
@@ -167,94 +200,180 @@ def train_and_evaluate(
         # Drawn while TensorFlow is imported, since each takes seconds.
         drawn = background.submit(towers.init, tower, config.seed, config.data.crop_size)
         sources = open_sources(config)
+    # Checked before the folder is touched.
+    pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
+    with workdirs.Writer(workdir) as writer:
+        return _run(
+            config, workdir, writer, placement, tower, sources, drawn.result(), profile, until
+        )
+
+
+@dataclasses.dataclass
+class Stretch:
+    """What the next line of the log is the mean of: the finite steps since the last line."""
+
+    steps: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """Takes one step's."""
+        self.steps += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+
+def _run(
+    config: ConfigDict,
+    workdir: Path,
+    writer: workdirs.Writer,
+    placement: parallel.Placement,
+    tower: towers.Tower,
+    sources: dict[str, Source],
+    params: dict,
+    profile: tuple[int, int] | None,
+    until: int | None,
+) -> dict[str, Any]:
+    """`train_and_evaluate`, once it is known to be a run and the folder is its own."""
     train_source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
-    workdirs.prepare(config, workdir)
     inputs = build_inputs(config, train_source, workdir)
     tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
     rate = optim.schedule(config, steps_per_epoch, num_steps)
+    position = {
+        "seed": config.seed,
+        "batch_size": config.batch_size,
+        "training images": train_source.num_examples,
+    }
+    state, plateau, stretch, start = init_state(params, tx, config.seed), Plateau(), Stretch(), 0
+    ended = num_steps == 0
 
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    state, plateau, start = init_state(drawn.result(), tx), Plateau(), 0
-    if (restored := checkpoints.restore_latest(state)) is not None:
-        start, state, extra = restored
-        plateau = Plateau(**extra)
-    state = placement.put_towers(state)
-    workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
-    log = MetricsLog(workdir, start)
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.keep_checkpoints))
+        if (restored := checkpoints.restore_latest(state)) is not None:
+            start, state, extra = restored
+            if extra.keys() != {"position", "plateau", "stretch", "ended"}:
+                raise UsageError(f"--workdir={workdir} is of another version: choose another")
+            for name, value in position.items():
+                if extra["position"][name] != value:
+                    raise UsageError(
+                        f"--workdir={workdir} holds a run with {name} {extra['position'][name]}, "
+                        f"not {value}: choose another"
+                    )
+            if start > num_steps:
+                raise UsageError(
+                    f"config.num_epochs = {config.num_epochs} is {num_steps} steps, but "
+                    f"--workdir={workdir} holds a run of {start}: choose another"
+                )
+            plateau, stretch = Plateau(**extra["plateau"]), Stretch(**extra["stretch"])
+            # A longer run goes on from the end of a shorter one.
+            ended = start == num_steps or (extra["ended"] and config.stop_at_error > 0)
+        state = placement.put_towers(state)
+        changes = workdirs.write_config(config, workdir)
+        workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
+        log = stack.enter_context(MetricsLog(workdir, start))
 
-    train_step = make_train_step(config, tower, inputs, tx, placement, steps_per_epoch)
-    eval_step = evaluation.make_eval_step(tower, inputs, placement, views=1)
-    eval_steps = max(round(config.evaluate.every_epochs * steps_per_epoch), 1)
-    batches = pipeline.train_batches(
-        train_source,
-        config.data,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        start_step=start,
-        part=placement.batch_part,
-    )
+        train_step = make_train_step(config, tower, inputs, tx, placement, steps_per_epoch)
+        eval_step = evaluation.make_eval_step(tower, inputs, placement, views=1)
+        eval_steps = max(round(config.evaluate.every_epochs * steps_per_epoch), 1)
+        unreadable: dict[str, dict[int, str]] = {split: {} for split in sources}
+        batches = pipeline.train_batches(
+            train_source,
+            config.data,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=start,
+            part=placement.batch_part,
+            unreadable=unreadable["train"],
+        )
+        progress = stack.enter_context(Progress(num_steps, start))
+        trace = stack.enter_context(Trace(workdir / "profile", profile))
+        stop = stack.enter_context(Stop())
+        watchdog = stack.enter_context(
+            Watchdog(workdir / "stacks.txt", config.warn_slow_step_after_seconds)
+        )
+        watch = Watch(config, tower.layers)
+        guard = NotFinite(config, workdir, train_source, state.params)
 
-    watch = Watch(config, tower.layers)
-    sums: dict[str, float] = {}
-    pending, waited, since, steps_since = None, 0.0, time.perf_counter(), 0
+        waited, since, timed_steps = 0.0, time.perf_counter(), 0
 
-    def next_batch() -> dict[str, jax.Array]:
-        nonlocal waited
-        before = time.perf_counter()
-        host_batch = next(batches)
-        waited += time.perf_counter() - before
-        return placement.put_batch(host_batch)
+        def next_batch() -> dict[str, jax.Array]:
+            nonlocal waited
+            before = time.perf_counter()
+            host_batch = next(batches)
+            waited += time.perf_counter() - before
+            return placement.put_batch(host_batch)
 
-    batch = next_batch() if start < num_steps else None
-    with (
-        Progress(num_steps, start) as progress,
-        Trace(workdir / "profile", profile) as trace,
-        Stop() as stop,
-    ):
+        def warn(step: int, text: str) -> None:
+            progress.say(f"warning: {text}")
+            log.write(step=step, split="warning", warning=text)
+
         images = f"{config.data.source}: {train_source.num_examples} training images"
         progress.say(f"{placement.describe()}; {images}, {num_steps} steps, from step {start}")
-        for step in range(start + 1, num_steps + 1):
-            warnings: list[str] = []
+        if start:
+            for change in changes:
+                warn(start, f"from step {start + 1} on {change}")
+        watchdog.watch("the first batch")
+        batch = None if ended else next_batch()
+        pending: list[tuple[int, dict]] = []
+        tested: dict[str, dict] = {}
+        for step in () if ended else range(start + 1, num_steps + 1):
+            watchdog.watch(f"step {step}")
             trace.before(step)
             state, metrics = train_step(state, batch)
+            pending.append((step, metrics))
             # The next batch travels to the devices while they work on this one.
             batch = next_batch() if step < num_steps else None
-            # A step's metrics are fetched while the next one runs; the last of a logged stretch
-            # at once, so that its time is counted in full.
+            last = stop.after(step) or step == until
             logged = step % config.log_every_steps == 0 or step in (1, num_steps)
             evaluated = step % eval_steps == 0 or step == num_steps
-            for done in (pending, metrics if logged or evaluated else None):
-                for name, value in parallel.to_host(done or {}).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            pending = None if logged or evaluated else metrics
+            saved = last or evaluated or step % config.checkpoint_every_steps == 0
+            # A step's metrics are fetched while the next one runs, but at once where they are
+            # written: so that a stretch's time is counted in full, and its sums are saved whole.
+            while len(pending) > (0 if logged or saved else 1):
+                done, values = pending.pop(0)
+                values = parallel.to_host(values)
+                wrong = values.pop("not_finite")
+                if wrong.any():
+                    log.write(**guard.not_applied(done, values["loss"], wrong))
+                    progress.say(f"warning: {guard.last}")
+                    guard.give_up(after=config.max_not_finite_steps)
+                else:
+                    guard.applied()
+                    stretch.add(values)
             trace.after(step, state)
-            steps_since += 1
+            timed_steps += 1
             progress.update(step)
-            if logged or evaluated:
+            if logged or saved:
+                writer.check()
+            if (logged or evaluated) and stretch.steps:
                 elapsed = time.perf_counter() - since
-                line = {name: value / steps_since for name, value in sums.items()}
+                line = {name: value / stretch.steps for name, value in stretch.sums.items()}
                 line |= {
                     "step": step,
                     "epoch": step / steps_per_epoch,
                     "split": "train",
-                    "images_per_second": steps_since * config.batch_size / elapsed,
+                    "images_per_second": timed_steps * config.batch_size / elapsed,
                     "data_wait_fraction": waited / elapsed,
                     "learning_rate": float(rate(step - 1))
                     * config.optimizer.drop_factor**plateau.drops,
                 }
+                if config.data.max_unreadable:
+                    line["unreadable"] = len(unreadable["train"])
                 log.write(**line)
-                seconds_left = (num_steps - step) * elapsed / steps_since
+                seconds_left = (num_steps - step) * elapsed / timed_steps
                 progress.show(step, num_steps, line, seconds_left)
-                warnings = watch.loss(step, line["loss"])
-                sums, steps_since = {}, 0
+                for text in watch.loss(step, line["loss"]):
+                    warn(step, text)
+                stretch = Stretch()
             error = None
             if evaluated:
+                watchdog.rest()
                 for split in config.evaluate.splits:
-                    fields = evaluation.evaluate(
-                        eval_step, state.params, sources[split], config, placement, views=1
-                    )
+                    tested[split] = fields = evaluation.evaluate(
+                        eval_step, state.params, sources[split], config, placement, views=1,
+                        unreadable=unreadable[split],
+                    )  # fmt: skip
                     log.write(step=step, epoch=step / steps_per_epoch, split=split, **fields)
                     progress.say(
                         f"step {step}  {split}: loss {fields['loss']:.4f}, "
@@ -262,41 +381,62 @@ def train_and_evaluate(
                     )
                     error = fields["top1_error"]
                     if config.model.activation == "relu":
-                        warnings += watch.units(step, fields["dead_units"])
+                        for text in watch.units(step, fields["dead_units"]):
+                            warn(step, text)
                 if config.optimizer.schedule == "plateau":
                     scale = plateau.observe(error, config.optimizer)
                     full = np.full([tower.towers], scale, np.float32)
                     state = state.replace(rate_scale=placement.put_towers(full))
-            for warning in warnings:
-                progress.say(f"warning: {warning}")
-                log.write(step=step, split="warning", warning=warning)
-            stopped = stop.after(step)
-            if stopped or evaluated or step % config.checkpoint_every_steps == 0:
-                checkpoints.save(step, state, dataclasses.asdict(plateau), error)
-            if stopped:
+            for split, images in unreadable.items():
+                for text in watch.images(split, images):
+                    warn(step, text)
+            # What is saved amid bad steps would be what a run that gave up goes on from.
+            ended = step == num_steps or (
+                evaluated and config.stop_at_error > 0 and error <= config.stop_at_error
+            )
+            if last or ended or (saved and not guard.streak):
+                host_state = parallel.to_host(state)
+                arrays = manifest(host_state)
+                # First: a checkpoint never lacks its line.
+                log.write(
+                    step=step, split="checkpoint", parameters_sha256=parameters_sha256(arrays)
+                )
+                extra = {
+                    "position": position,
+                    "plateau": dataclasses.asdict(plateau),
+                    "stretch": dataclasses.asdict(stretch),
+                    "ended": ended,
+                }
+                checkpoints.save(step, state, arrays, extra, error)
+            if last or ended:
                 break
             if logged or evaluated:
-                waited, since = 0.0, time.perf_counter()
-    checkpoints.close()
-    log.close()
-    if stop.signal is not None and step < num_steps:
-        raise Stopped(step, stop.signal)
+                waited, since, timed_steps = 0.0, time.perf_counter(), 0
+        watchdog.rest()
+        checkpoints.wait()
+        if not ended:
+            if stop.signal is not None:
+                raise Stopped(step, stop.signal)
+            return {"step": step}
 
-    result = {
-        "seed": config.seed,
-        "steps": num_steps,
-        "placement": placement.name,
-        "devices": placement.mesh.devices.size,
-        "parameters_sha256": workdirs.parameters_sha256(parallel.to_host(state.params)),
-    }
-    views = config.evaluate.final_views
-    eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
-    for split in config.evaluate.splits:
-        result[split] = evaluation.evaluate(
-            eval_step, state.params, sources[split], config, placement, views
-        )
-    workdirs.write_json(workdir / "result.json", result)
-    return result
+        arrays = manifest(parallel.to_host(state))
+        result = {
+            "seed": config.seed,
+            "steps": int(np.asarray(parallel.to_host(state.step)).flat[0]),
+            "placement": placement.name,
+            "devices": placement.mesh.devices.size,
+            "parameters_sha256": parameters_sha256(arrays),
+        }
+        views = config.evaluate.final_views
+        if views > 1 or not tested:
+            eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
+            for split in config.evaluate.splits:
+                tested[split] = evaluation.evaluate(
+                    eval_step, state.params, sources[split], config, placement, views,
+                    unreadable=unreadable[split],
+                )  # fmt: skip
+        workdirs.write_json(workdir / "result.json", result | tested)
+    return result | tested
 
 
 def open_sources(config: ConfigDict) -> dict[str, Source]:
@@ -335,9 +475,9 @@ def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> inp
 
 def compute_statistics(config: ConfigDict, workdir: Path) -> statistics.Statistics:
     """Mean image and RGB components of the training split, into `workdir/statistics.npz`."""
-    workdirs.prepare(config, workdir)
-    source = open_source(config.data.source, config.data.train_split)
-    return _compute_statistics(config, source, workdir / "statistics.npz")
+    with workdirs.Writer(workdir):
+        source = open_source(config.data.source, config.data.train_split)
+        return _compute_statistics(config, source, workdir / "statistics.npz")
 
 
 def _compute_statistics(config: ConfigDict, source: Source, path: Path) -> statistics.Statistics:
@@ -361,8 +501,8 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) 
     tower = towers.build(config.model)
     params = towers.init(tower, config.seed, config.data.crop_size)
     like = init_state(params, optim.sgd_2012(config, 1, 1))
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    restored = checkpoints.restore_latest(like)
+    with Checkpoints(workdir) as checkpoints:
+        restored = checkpoints.restore_latest(like)
     if restored is None:
         raise UsageError(f"--workdir={workdir}: holds no checkpoint: run train first")
     step, state, _ = restored

@@ -69,8 +69,11 @@ def test_the_step_holds_nothing_slow(compiled):
     assert windows and all(size.rstrip("}").count("x") == 1 for size in windows)
 
 
-def test_the_step_needs_half_a_gigabyte_of_scratch_a_tower(compiled):
-    """It was 1.16 GB a tower before layers told XLA what to keep."""
+def test_the_step_needs_little_scratch_memory(compiled):
+    """It was 1.16 GB a tower before layers told XLA what to keep.
+
+    All gradients are held until every one of them is known to be finite: 0.05 GB more.
+    """
     program, parts = compiled
     towers = 2 // parts
-    assert program.memory_analysis().temp_size_in_bytes < towers * 0.65e9
+    assert program.memory_analysis().temp_size_in_bytes < towers * 0.7e9

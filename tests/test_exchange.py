@@ -44,6 +44,8 @@ def test_bytes_in_the_compiled_step_equal_the_formula(preset, kind, data, row_sp
     for name, elements in expected.items():
         # 2 images, float32.
         assert compiled.pop(name) == (2 * elements, 8 * elements), name
+    # A flag for each of 8 layers' two gradients, and for the loss; once a step.
+    assert compiled.pop("finite_check") == (17, 68)
     if data > 1:
         # Each device's part of one ring over all gradients and the three sums of the metrics.
         elements, bytes_ = compiled.pop("gradients")

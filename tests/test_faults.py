@@ -1,14 +1,25 @@
-"""Runs that are ended from outside, for real: signals and kills, then the same command again."""
+"""The rows of docs/faults.md that strike a run from outside, each done for real."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from alexnet_jax import __main__ as command_line
+from alexnet_jax.errors import UsageError
+from alexnet_jax.train import evaluate_workdir, train_and_evaluate
+from alexnet_jax.workdir import Writer
+from tests.support import png_folder
 from tests.test_multihost import finish, losses, start, start_pair, wait_for
+from tests.test_train import log, short_config
 
 # Sixty steps, saved often; one process with one tower a device.
 SIXTY = ("num_epochs=1.3636", "checkpoint_every_steps=3")
@@ -81,3 +92,137 @@ def test_one_of_two_asked_to_stop_stops_both(tmp_path):
         assert process.returncode == 128 + signal.SIGTERM, err
         assert "stopped after step" in err
     assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) == 1
+
+
+def test_a_step_that_hangs_is_shown_and_ends_at_the_second_signal(tmp_path):
+    """An image that is a pipe nobody writes to: reading it never returns."""
+    folder = png_folder(tmp_path / "images", 64)
+    stuck = folder / "train" / "0" / "stuck.png"
+    os.mkfifo(stuck)
+    run = start(
+        tmp_path / "run", f"data.source=folder:{folder}", "warn_slow_step_after_seconds=1",
+        "num_epochs=50",
+    )  # fmt: skip
+    wait_for(tmp_path / "run" / "stacks.txt")
+    for _ in range(2):
+        time.sleep(1)
+        run.send_signal(signal.SIGTERM)
+    _, err = run.communicate(timeout=5)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "has taken more than 1 s" in err and "stopping after this step; once more" in err
+    stacks = (tmp_path / "run" / "stacks.txt").read_text()
+    assert "read_bytes" in stacks and "next_batch" in stacks
+
+
+def test_of_two_runs_in_one_folder_one_is_refused(tmp_path):
+    config = short_config()
+    with Writer(tmp_path), pytest.raises(UsageError, match=rf"by process {os.getpid()} on"):
+        train_and_evaluate(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()  # nothing of the first one's was touched
+
+
+def test_a_lock_of_a_run_that_was_killed_holds_nobody_up(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from alexnet_jax.workdir import Writer\n"
+        "with Writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UsageError, match=rf"by process {holder.pid} on"), Writer(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    assert (tmp_path / "lock").exists()
+    with Writer(tmp_path) as writer:
+        writer.check()
+
+
+def test_a_folder_removed_under_the_run_ends_it(tmp_path):
+    config = short_config()
+    config.num_epochs = 50.0
+
+    def remove():
+        wait_for_step(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    with pytest.raises(UsageError, match=f"--workdir={tmp_path / 'run'} was removed"):
+        train_and_evaluate(config, tmp_path / "run")
+    thread.join()
+
+
+@contextlib.contextmanager
+def small_disk(path, options):
+    path.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=False)
+    if done.returncode:
+        pytest.skip("only root may mount a disk of its own")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_full_disk_loses_the_steps_since_the_last_save_only(tmp_path):
+    """At 3 there is room to save, at 4 and 6 there is none, then there is room again."""
+    whole = train_and_evaluate(short_config(), tmp_path / "whole")
+    with small_disk(tmp_path / "disk", "size=60m") as disk:
+        workdir = disk / "run"
+        train_and_evaluate(short_config(), workdir, until=3)
+        left = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "ballast").write_bytes(bytes(left - 2**16))
+        with pytest.raises(UsageError, match="No space left on device") as error:
+            train_and_evaluate(short_config(), workdir)
+        assert "\n" not in str(error.value)
+        assert max(line["step"] for line in log(workdir)) <= 6  # within one interval
+        (disk / "ballast").unlink()
+        result = train_and_evaluate(short_config(), workdir)
+        assert result == whole
+        assert not list((workdir / "checkpoints").glob("*tmp*"))
+        # And what cannot be written can still be read.
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with pytest.raises(UsageError, match="Read-only file system"):
+            train_and_evaluate(short_config(), workdir)
+        fields = evaluate_workdir(short_config(), workdir, 1, "test")
+        assert fields["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-6)
+
+
+def test_runs_leave_no_files_or_threads_behind(tmp_path):
+    def count():
+        names = [thread.name for thread in threading.enumerate()]
+        return len(os.listdir("/proc/self/fd")), len(names), len(os.listdir("/proc/self/task"))
+
+    seen = []
+    for number in range(4):
+        train_and_evaluate(short_config(), tmp_path / str(number))
+        time.sleep(0.2)
+        seen.append(count())
+    assert seen[3] <= tuple(np.add(seen[1], 2)), seen
+
+
+def test_the_first_steps_of_a_run_are_what_its_log_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command_line, "_start", lambda config: None)
+    train_and_evaluate(short_config(), tmp_path)
+    assert command_line.main(["verify", f"--workdir={tmp_path}"]) == 0
+    text = capsys.readouterr().out
+    assert text == (
+        "the same to the bit, steps 1 to 3: 3 lines of metrics.jsonl, "
+        "1 with a checksum of all parameters\n"
+    )
+    assert command_line.main(["verify", f"--workdir={tmp_path}", "--until=8"]) == 0
+    # One digit of one loss, and of one checksum.
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        if (line["step"], line["split"]) == (2, "train"):
+            line["loss"] = float(np.nextafter(line["loss"], 9))
+        if line["split"] == "checkpoint":
+            line["parameters_sha256"] = "0" * 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert command_line.main(["verify", f"--workdir={tmp_path}"]) == command_line.NOT_THE_SAME
+    text = capsys.readouterr().out
+    assert "step 2, train loss" in text and "step 3, checkpoint parameters_sha256" in text

@@ -1,6 +1,7 @@
 """Training for real on the digits, at a size that takes seconds."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def short_config():
     config = tiny_config()
     config.placement = "pmap"
     config.num_epochs = 8 / 44  # 8 steps
-    config.log_every_steps = 2
+    config.log_every_steps = 2  # and the run below is cut after 5 steps, saved after 3
     config.checkpoint_every_steps = 3
     config.evaluate.every_epochs = 4 / 44
     with config.unlocked():
@@ -25,8 +26,12 @@ def short_config():
     return config
 
 
-def lines(workdir):
+def log(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def lines(workdir):
+    return [line for line in log(workdir) if line["split"] in ("train", "test")]
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +101,11 @@ def test_an_interrupted_run_ends_like_an_unbroken_one(unbroken, tmp_path, monkey
         return [{k: line[k] for k in steady if k in line} for line in lines(workdir)]
 
     assert same(tmp_path) == same(unbroken[0])
+    sums = [
+        [line["parameters_sha256"] for line in log(workdir) if line["split"] == "checkpoint"]
+        for workdir in (tmp_path, unbroken[0])
+    ]
+    assert len(sums[0]) == 4 and sums[0] == sums[1]
 
 
 @pytest.mark.parametrize("placement", ["vmap", "mesh"])
@@ -121,6 +131,29 @@ def test_evaluation_of_a_workdir_repeats_its_result(unbroken):
     assert 0 <= ten["top5_error_10_views"] <= ten["top1_error_10_views"] <= 1
     with pytest.raises(UsageError, match="holds no checkpoint"):
         evaluate_workdir(config, workdir / "nothing", 1, "test")
+
+
+def test_a_run_is_not_continued_as_another(unbroken, tmp_path):
+    workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+    for field, value, says in (
+        ("seed", 1, "with seed 0, not 1: choose another"),
+        ("batch_size", 64, "with batch_size 32, not 64"),
+        ("num_epochs", 6 / 44, "is 6 steps, but .* holds a run of 8"),
+        ("data.train_split", "test", "with training images 1437, not 360"),
+    ):
+        config = short_config()
+        config.update_from_flattened_dict({field: value})
+        with pytest.raises(UsageError, match=f"--workdir={workdir} .*{says}|{says}"):
+            train_and_evaluate(config, workdir)
+    # What may change is said.
+    config = short_config()
+    config.num_epochs, config.optimizer.learning_rate = 10 / 44, 0.005
+    train_and_evaluate(config, workdir)
+    said = [line["warning"] for line in log(workdir) if line["split"] == "warning"]
+    assert [text.partition(" is ")[0] for text in said] == [
+        "from step 9 on config.num_epochs", "from step 9 on config.optimizer.learning_rate",
+    ]  # fmt: skip
+    assert said[1].endswith("is 0.005, was 0.01")
 
 
 def test_the_plateau_drops_three_times_and_no_more():

@@ -145,7 +145,8 @@ def _read_layer(model: ConfigDict, name: str, last: bool) -> Layer:
     check(row.kind != "local" or row.stride == 1, "stride", "a local layer moves by 1")
     check(dense or row.exchange != "partial_sums", "exchange",
           "partial sums are for dense layers; use inputs")  # fmt: skip
-    check(len(row.padding) == 2 and min(row.padding) >= 0, "padding", "two numbers, 0 or more")
+    sides = [side for side in row.padding if isinstance(side, int) and side >= 0]
+    check(len(sides) == len(row.padding) == 2, "padding", "two whole numbers, 0 or more")
     check(row.features >= 1, "features", "at least 1")
     check(row.init_std >= 0, "init_std", "0 or more")
     features = row.features
