@@ -1,0 +1,116 @@
+"""A long run watched from outside: memory, open files and threads must stay as they are.
+
+    python -m benchmarks.soak --minutes=30
+
+Trains the quickstart's network, with an evaluation each epoch and a checkpoint every 50 steps,
+until it is told to stop; then checks that it did. Writes soak.csv and soak.md under --out.
+"""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+BLOCKS = 12
+SAMPLE_SECONDS = 5
+
+
+def sample(pid: int) -> dict[str, float]:
+    """Resident megabytes, open files and threads of a process."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return {
+        "resident_mb": int(status["VmRSS"].split()[0]) / 1024,
+        "files": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": int(status["Threads"]),
+    }
+
+
+def slope(seconds: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Change an hour and its standard error, from the means of equal blocks of time.
+
+    Neighbouring samples are alike, so that a fit to all of them would claim too much.
+    """
+    blocks = [block for block in np.array_split(np.arange(len(values)), BLOCKS) if len(block)]
+    x = np.array([seconds[block].mean() for block in blocks]) / 3600
+    y = np.array([values[block].mean() for block in blocks])
+    (rate, at_start), residuals, *_ = np.linalg.lstsq(
+        np.stack([x, np.ones_like(x)], 1), y, rcond=None
+    )
+    del at_start
+    variance = float(residuals[0]) / (len(x) - 2) if len(residuals) else 0.0
+    return float(rate), float(np.sqrt(variance / np.sum((x - x.mean()) ** 2)))
+
+
+def main() -> None:
+    """Runs, samples, writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "run"
+        command = [
+            sys.executable, "-m", "alexnet_jax", "train", "--config=experiments/quickstart.py",
+            f"--workdir={workdir}", "--config.num_epochs=100000.0",
+            "--config.checkpoint_every_steps=50",
+        ]  # fmt: skip
+        run = subprocess.Popen(command, cwd=HERE.parent, stderr=subprocess.DEVNULL)
+        start = time.monotonic()
+        while time.monotonic() - start < 60 * args.minutes:
+            time.sleep(SAMPLE_SECONDS)
+            rows.append({"seconds": round(time.monotonic() - start, 1), **sample(run.pid)})
+        run.send_signal(signal.SIGTERM)
+        code = run.wait(timeout=120)
+        log = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+        kept = sorted(int(p.name) for p in (workdir / "checkpoints").glob("[0-9]*"))
+    if code != 128 + signal.SIGTERM:
+        raise SystemExit(f"the run ended with {code}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "soak.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    text = table(rows, log, kept)
+    (args.out / "soak.md").write_text(text)
+    print(text)
+
+
+def table(rows: list[dict[str, float]], log: list[dict], kept: list[int]) -> str:
+    """The result as Markdown; the first fifth, in which caches fill, is left out of the slopes."""
+    rows = rows[len(rows) // 5 :]
+    seconds = np.array([row["seconds"] for row in rows])
+    count = {split: sum(line["split"] == split for line in log) for split in ("test", "checkpoint")}
+    lines = [
+        f"{seconds[-1] / 60:.0f} minutes: {max(line['step'] for line in log)} steps, "
+        f"{count['test']} evaluations, {count['checkpoint']} checkpoints written, "
+        f"{len(kept)} kept; ended by SIGTERM.",
+        "",
+        "| | median | lowest | highest | change an hour |",
+        "|---|---|---|---|---|",
+    ]
+    for name, label in (
+        ("resident_mb", "resident memory, MB"), ("files", "open files"), ("threads", "threads"),
+    ):  # fmt: skip
+        values = np.array([row[name] for row in rows])
+        rate, error = slope(seconds, values)
+        lines.append(
+            f"| {label} | {np.median(values):.0f} | {values.min():.0f} | {values.max():.0f} | "
+            f"{rate:+.1f} ± {error:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
