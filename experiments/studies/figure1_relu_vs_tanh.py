@@ -1,0 +1,76 @@
+"""The paper's Figure 1: how much sooner ReLUs reach a training error of 25 % on CIFAR-10.
+
+    python -m alexnet_jax study --config=experiments/studies/figure1_relu_vs_tanh.py:rates \
+        --workdir=runs/figure1-rates
+    python -m alexnet_jax study --config=experiments/studies/figure1_relu_vs_tanh.py \
+        --workdir=runs/figure1
+
+The four-layer network is cuda-convnet's `19pct` (three convolutions, one dense layer) without any
+regularization: no crops, no flips, no weight decay. The paper does not say which network it was.
+Rates are tuned for each activation first (`rates`, one seed, a grid of factors of 3 about the
+network's own), and the best ones run with other seeds. A run ends where the error on the whole
+training set, measured after each epoch, has fallen to 25 %.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from alexnet_jax.errors import UsageError
+from alexnet_jax.study import study
+
+CONVNETS = runpy.run_path(str(Path(__file__).parents[1] / "cifar10_2012.py"))
+RATES = {"relu": (0.0003, 0.001, 0.003), "tanh": (0.0003, 0.001, 0.003, 0.01)}
+BEST = {"relu": 0.001, "tanh": 0.001}  # of results/figure1/rates
+TARGET = 0.25
+
+
+def base() -> ConfigDict:
+    """The network without regularization, until it has learnt."""
+    config = CONVNETS["get_config"]("19pct")
+    for name in config.model.layer_order:
+        config.model.layers[name].weight_decay = 0.0
+    config.num_epochs = 60.0
+    config.stop_at_error = TARGET
+    config.log_every_steps = 39
+    config.checkpoint_every_steps = 390
+    config.keep_checkpoints = 1
+    config.warn_stuck_after_steps = 0
+    config.data.update(random_crop=False, random_flip=False)
+    config.optimizer.schedule = "constant"
+    config.evaluate.update(splits=("train",), every_epochs=1.0, final_views=1, batch_size=500)
+    return config
+
+
+def get_config(which: str = "best") -> ConfigDict:
+    """The comparison, or the search for its rates."""
+    if which == "best":
+        variants = {name: changes(name, rate) for name, rate in BEST.items()}
+        seeds, config = (0, 1, 2), base()
+    elif which == "rates":
+        variants = {
+            f"{name}-{rate:g}": changes(name, rate)
+            for name, rates in RATES.items()
+            for rate in rates
+        }
+        seeds, config = (9,), base()
+    else:
+        raise UsageError(f"{which!r}: use best or rates")
+    # The base changes nothing: its rate is that of the first.
+    first = next(iter(variants))
+    config.update_from_flattened_dict(variants[first])
+    return study(
+        config,
+        variants | {first: {}},
+        seeds,
+        title=f"Figure 1: epochs to {TARGET:.0%} training error on CIFAR-10",
+        measure="epochs_to_error",
+        target=TARGET,
+        paper={"tanh": 6.0} if which == "best" else {},
+    )
+
+
+def changes(activation: str, rate: float) -> dict[str, object]:
+    """The fields of a variant."""
+    return {"model.activation": activation, "optimizer.learning_rate": rate}
