@@ -44,7 +44,10 @@ class Checkpoints:
         self._reads_only = not keep
         self._passed_over: set[int] = set()
         best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["top1_error"], reverse=True, n=1
+            get_metric_fn=lambda metrics: metrics["top1_error"],
+            reverse=True,
+            n=1,
+            keep_checkpoints_without_metrics=False,
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),

@@ -62,6 +62,16 @@ def test_the_newest_comes_back_as_it_was(workdir):
     assert step == 2 and same(state, a_state(2)) and extra == {"best": 0.5, "drops": 2}
 
 
+def test_the_latest_and_the_best_stay_and_no_others(tmp_path):
+    """Most saves come without an evaluation, and are not kept for that."""
+    errors = {3: 0.5, 6: 0.2, 9: 0.4, 12: 0.3}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(1, 15):
+            state = a_state(step)
+            checkpoints.save(step, state, manifest(state), {}, errors.get(step))
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 13, 14]
+
+
 def test_one_flipped_bit_is_never_restored(saved, tmp_path, capsys):
     """In every file, at many places: the checkpoint as it was, or the one before it, named."""
     rng, passed_over = np.random.default_rng(0), 0
