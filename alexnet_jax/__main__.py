@@ -133,6 +133,16 @@ def study(flag: flags.FlagValues) -> int:
     return FAILED if failed else 0
 
 
+def report(flag: flags.FlagValues) -> None:
+    """Write one page about a run or a study: curves, kernels, predictions, confusions."""
+    workdir = Path(flag.workdir)
+    if (workdir / "config.json").is_file():
+        _start(_config_of(workdir))
+    from alexnet_jax import report as pages
+
+    print(f"wrote {pages.write(workdir)}")
+
+
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
     "train": (
         train,
@@ -146,6 +156,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("config", "workdir", "part", "table_only"),
         "--config=experiments/studies/components.py --workdir=runs/components",
     ),
+    "report": (report, ("workdir",), "--workdir=runs/quickstart"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),

@@ -46,7 +46,7 @@ def make_eval_step(
         flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
         logits, state = tower.apply({"params": params}, flat, mutable=["intermediates"])
         logits_VxBxC = logits.reshape(views, len(label_B), -1)
-        centre_BxC = logits_VxBxC[views // 2 if views == 9 else min(views - 1, 4)]
+        centre_BxC = logits_VxBxC[centre_view(views)]
 
         def total(values_B: jax.Array) -> jax.Array:
             return jnp.sum(values_B * mask)
@@ -73,6 +73,33 @@ def make_eval_step(
         return placement.sum_over_data(sums), placement.sum_over_data(fired)
 
     return placement.spread(step, ("tower", "batch"), ("same", "tower"))
+
+
+def make_predict_step(
+    tower: Tower, inputs: Inputs, placement: parallel.Placement, views: int
+) -> Callable[[dict, dict], tuple[jax.Array, jax.Array]]:
+    """Compiles `(params, batch) -> (probabilities, features)`.
+
+    Probabilities `[B, classes]` are the mean over the views of their softmax (section 4.1);
+    features `[towers, B, units]` are what the last layer sees of the centre crop.
+    """
+    last_hidden = tower.layers[-2].name
+
+    def step(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+        images_VxBxHxWx3 = inputs.views(batch["image"], views)
+        flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
+        logits, state = tower.apply({"params": params}, flat, mutable=["intermediates"])
+        probabilities = jax.nn.softmax(logits).reshape(views, len(batch["image"]), -1).mean(0)
+        (features,) = state["intermediates"][f"{last_hidden}_out"]
+        features = features.reshape(views, len(batch["image"]), -1)[centre_view(views)]
+        return probabilities, features
+
+    return placement.spread(step, ("tower", "batch"), ("same", "tower"))
+
+
+def centre_view(views: int) -> int:
+    """Which of the views is the centre crop."""
+    return 0 if views == 1 else 4
 
 
 def batch_size(config: ConfigDict, views: int, placement: parallel.Placement) -> int:

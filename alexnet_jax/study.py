@@ -27,6 +27,11 @@ from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import LOG
 from alexnet_jax.workdir import flat, write_json
 
+NOTE = (
+    "Differences are of equal seeds; in brackets the interval that holds the mean difference with "
+    "95 % confidence (Student's t). It is called real where the interval leaves out zero; one in "
+    "twenty would without a cause."
+)
 MEASURES = ("test_error", "epochs_to_error")
 CONFIDENCE = 0.95
 
@@ -63,6 +68,19 @@ def study(
     config.variants = tuple((name, tuple(changes.items())) for name, changes in variants.items())
     config.paper = tuple((paper or {}).items())
     return config.lock()
+
+
+def from_json(content: dict[str, Any]) -> ConfigDict:
+    """The study that `write` left in `study.json`."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: tuples(item) for key, item in value.items()}
+        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+    config = ConfigDict(tuples(content)).lock()
+    check(config)
+    return config
 
 
 def check(config: ConfigDict) -> None:
@@ -314,8 +332,12 @@ def epochs_to_error(curve: list[tuple[float, float]], target: float) -> float | 
 # --------------------------------------------------------------------------- as text
 
 
-def _shown(config: ConfigDict, row: Row) -> tuple[str, ...]:
-    """The cells of a row, rounded for reading."""
+def cells(config: ConfigDict, table: list[Row]) -> list[tuple[str, ...]]:
+    """The table, rounded for reading."""
+    return [_cells(config, row) for row in table]
+
+
+def _cells(config: ConfigDict, row: Row) -> tuple[str, ...]:
     ratio = config.measure == "epochs_to_error"
 
     def difference() -> str:
@@ -358,12 +380,10 @@ def markdown(config: ConfigDict, table: list[Row]) -> str:
     """`table.md`."""
     lines = [f"# {config.title}", "", "| " + " | ".join(header(config)) + " |"]
     lines.append("|" + "|".join(["---"] + ["---:"] * (len(header(config)) - 1)) + "|")
-    lines += ["| " + " | ".join(_shown(config, row)) + " |" for row in table]
+    lines += ["| " + " | ".join(row) + " |" for row in cells(config, table)]
     lines += [
         "",
-        f"Seeds {', '.join(map(str, config.seeds))}. Differences are of equal seeds; in brackets "
-        "the interval that holds the mean difference with 95 % confidence (Student's t). It is "
-        "called real where the interval leaves out zero; one in twenty would without a cause.",
+        f"Seeds {', '.join(map(str, config.seeds))}. {NOTE}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -383,7 +403,7 @@ def comma_separated(config: ConfigDict, table: list[Row]) -> str:
 
 
 def write(config: ConfigDict, folder: Path) -> str:
-    """Writes `table.md`, `table.csv`, `figure.png` and `study.json` from the logs.
+    """Writes `table.md`, `table.csv`, `figure.png` and `study.json` (itself) from the logs.
 
     Returns:
       The text of `table.md`.
@@ -394,6 +414,7 @@ def write(config: ConfigDict, folder: Path) -> str:
     table = rows(config, folder)
     text = markdown(config, table)
     folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "study.json", json.loads(config.to_json()))
     (folder / "table.md").write_text(text)
     (folder / "table.csv").write_text(comma_separated(config, table))
     study_figure(config, folder, table).savefig(folder / "figure.png", dpi=120)

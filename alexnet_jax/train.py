@@ -490,13 +490,33 @@ def _compute_statistics(config: ConfigDict, source: Source, path: Path) -> stati
     return result
 
 
-def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, float]:
-    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a workdir has learnt.
+
+    Attributes:
+      config: of the run.
+      step: of the checkpoint.
+      tower: the network.
+      params: stacked by tower, NumPy.
+      inputs: how it sees images.
+      sources: `train` and `test`.
+    """
+
+    config: ConfigDict
+    step: int
+    tower: towers.Tower
+    params: dict
+    inputs: input_rules.Inputs
+    sources: dict[str, Source]
+
+
+def load(config: ConfigDict, workdir: Path) -> Trained:
+    """The newest whole checkpoint of `workdir`.
 
     Raises:
-      UsageError: if there is no checkpoint, or the data set is missing.
+      UsageError: if there is none, or the data set is missing.
     """
-    placement = parallel.place(config)
     sources = open_sources(config)
     tower = towers.build(config.model)
     params = towers.init(tower, config.seed, config.data.crop_size)
@@ -507,7 +527,18 @@ def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) 
         raise UsageError(f"--workdir={workdir}: holds no checkpoint: run train first")
     step, state, _ = restored
     inputs = build_inputs(config, sources["train"], workdir)
-    eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
-    params = placement.put_towers(state.params)
-    fields = evaluation.evaluate(eval_step, params, sources[split], config, placement, views)
-    return {"step": step, "split": split, **fields}
+    return Trained(config, step, tower, state.params, inputs, sources)
+
+
+def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, Any]:
+    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
+
+    Raises:
+      UsageError: as `load`.
+    """
+    placement = parallel.place(config)
+    run = load(config, workdir)
+    eval_step = evaluation.make_eval_step(run.tower, run.inputs, placement, views)
+    params = placement.put_towers(run.params)
+    fields = evaluation.evaluate(eval_step, params, run.sources[split], config, placement, views)
+    return {"step": run.step, "split": split, **fields}

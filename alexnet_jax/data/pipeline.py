@@ -196,6 +196,22 @@ def _readable(order: np.ndarray, positions: np.ndarray, unreadable: Unreadable) 
     return index
 
 
+def squares(source: Source, config: ConfigDict, indices: np.ndarray) -> np.ndarray:
+    """Some images as a test sees them before its crops, uint8 `[n, S, S, 3]` with S = image_size.
+
+    Raises:
+      UsageError: one cannot be read; names it.
+    """
+    if isinstance(source, Prepared):
+        source.check(config)
+        return np.stack(source.read(indices)[0])
+    if found := _unreadable(source, config, indices):
+        raise UsageError(next(iter(found.values())))
+    square = to_square(config.resize, config.shrink, config.image_size)
+    encoded, _ = source.read(indices)
+    return np.stack([square(decode(image)).numpy() for image in encoded])
+
+
 def _local_size(batch_size: int, parts: int) -> int:
     if batch_size < 1 or batch_size % parts:
         raise UsageError(f"batch_size {batch_size} must be a positive multiple of {parts} parts")

@@ -1,0 +1,240 @@
+"""The page: its arithmetic against scikit-learn, its content, and how a browser lays it out."""
+
+import html
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import sklearn.neighbors
+
+from alexnet_jax import report, study
+from alexnet_jax.errors import UsageError
+from alexnet_jax.train import train_and_evaluate
+from tests.support import png_folder
+from tests.test_study import small
+from tests.test_train import short_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on noise in folders, and its page."""
+    root = tmp_path_factory.mktemp("run")
+    config = short_config()
+    config.data.source = f"folder:{png_folder(root / 'images', 64, test=40)}"
+    config.evaluate.splits = ("train", "test")
+    config.evaluate.final_views = 10
+    config.num_epochs = 4.0
+    result = train_and_evaluate(config, root / "a run")
+    return root, result, report.write(root / "a run").read_text()
+
+
+@pytest.fixture(scope="module")
+def study_folder(tmp_path_factory):
+    """Logs of a study, made up: the page needs no more."""
+    folder = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    config = small()
+    for name, seed in study.runs(config):
+        workdir = folder / name / f"seed-{seed}"
+        workdir.mkdir(parents=True)
+        error = 0.3 + 0.1 * (name != "base") + 0.01 * float(rng.random())
+        (workdir / "result.json").write_text(json.dumps({"test": {"top1_error": error}}))
+        lines = [
+            {"step": s, "epoch": s / 10, "split": "train", "learning_rate": 0.1, "loss": 2.0 / s,
+             "top1_error": 0.9 - 0.005 * s} for s in range(1, 101)
+        ] + [{"step": 100, "epoch": 10.0, "split": "test", "loss": 1.0, "top1_error": error,
+              "num_examples": 9}]  # fmt: skip
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    study.write(config, folder)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are closed in order, and everything that would be fetched."""
+
+    VOID = ("meta", "img", "br", "link", "input", "hr")
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.addresses, self.text = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
+    root, result, text = run
+    page = Page(text)
+    assert page.addresses and all(a.startswith("data:image/") for a in page.addresses)
+    assert "@import" not in text and "url(" not in text
+    words = " ".join(page.text)
+    for split in ("test", "train"):
+        for name in ("top1_error", "top5_error", "top1_error_10_views", "top5_error_10_views"):
+            assert f"{100 * result[split][name]:.2f}" in words
+    assert f"{root / 'images'}" in words and "config.seed" not in words
+    assert "jax" in words and "pmap, 2" in words
+    # 2 curves, kernels, a confusion matrix; 8 predictions; 5 rows of 1 + 6 neighbours.
+    assert len(page.addresses) == 4 + 8 + 5 * 7
+    assert report.write(root / "a run").read_text() == text  # the same again
+
+
+def test_predictions_are_those_of_the_test(run):
+    root, result, _ = run
+    from alexnet_jax.train import load
+
+    config = report.from_json((root / "a run" / "config.json").read_text(), "")
+    loaded = load(config, root / "a run")
+    seen = report.features_of(loaded, "test", None)
+    assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
+    np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
+    error = (seen.probabilities.argmax(1) != seen.label).mean()
+    assert error == pytest.approx(result["test"]["top1_error"], abs=1e-6)
+    assert seen.index.tolist() == list(range(40))
+    assert len(report.features_of(loaded, "train", 50).label) == 50
+
+
+def test_without_its_images_the_page_says_so(run, tmp_path):
+    root, _, _ = run
+    copy = shutil.copytree(root / "a run", tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["data"]["source"] = f"folder:{tmp_path / 'gone'}"
+    (copy / "config.json").write_text(json.dumps(config))
+    text = report.write(copy).read_text()
+    assert "Without kernels" in text and f"there is no folder {tmp_path / 'gone'}" in text
+    assert "top-1 error" in text
+    with pytest.raises(UsageError, match="neither a run nor a study"):
+        report.write(tmp_path)
+
+
+def test_the_page_of_a_study_shows_the_table(study_folder):
+    text = report.write(study_folder).read_text()
+    page = Page(text)
+    words = re.sub(r"\s+", " ", " ".join(page.text))
+    for row in study.cells(small(), study.rows(small(), study_folder)):
+        for cell in filter(None, row):
+            assert cell in words
+    assert all(a.startswith("data:image/") for a in page.addresses) and len(page.addresses) == 2
+
+
+def test_names_are_text_and_no_markup(run, tmp_path):
+    root, _, _ = run
+    copy = shutil.copytree(root / "a run", tmp_path / "<b>bold</b> & co")
+    assert "<b>bold</b>" not in report.write(copy).read_text()
+
+
+def test_colour_is_what_is_not_grey():
+    rng = np.random.default_rng(0)
+    grey = np.repeat(rng.normal(size=(2, 5, 5, 1, 7)), 3, axis=3)
+    assert report.colour_share(grey).shape == (2, 7)
+    np.testing.assert_allclose(report.colour_share(grey), 0, atol=1e-12)
+    colour = rng.normal(size=(1, 5, 5, 3, 4))
+    colour -= colour.mean(3, keepdims=True)
+    np.testing.assert_allclose(report.colour_share(colour), 1)
+    # Two of three dimensions of noise are colour.
+    noise = rng.normal(size=(1, 11, 11, 3, 400))
+    assert report.colour_share(noise).mean() == pytest.approx(2 / 3, abs=0.01)
+    assert (report.colour_share(np.zeros((1, 3, 3, 3, 1))) == 0).all()
+
+
+def test_neighbours_and_confusions_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    features, query = rng.normal(size=(200, 12)), rng.normal(size=12)
+    tree = sklearn.neighbors.NearestNeighbors(n_neighbors=6).fit(features)
+    assert (
+        report.nearest(query, features, 6).tolist() == tree.kneighbors(query[None])[1][0].tolist()
+    )
+    label, answer = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
+    matrix = report.confusion(label, answer, 5)
+    expected = sklearn.metrics.confusion_matrix(label, answer, labels=range(5))
+    np.testing.assert_array_equal(matrix, expected)
+    pairs = report.confused_pairs(matrix, tuple("abcde"), 20)
+    assert len(pairs) == 12 and [p[2] for p in pairs] == sorted((p[2] for p in pairs), reverse=True)
+    for name, other, times, total in pairs:
+        a, b = "abcde".index(name), "abcde".index(other)
+        assert times == ((label == a) & (answer == b)).sum() and total == (label == a).sum()
+
+
+def test_the_five_best_are_in_order():
+    probabilities = np.array([0.1, 0.05, 0.4, 0.2, 0.04, 0.21])
+    best = report.five_best(probabilities, tuple("abcdef"), 3)
+    assert [name for name, _, _ in best] == ["c", "f", "d", "a", "b"]
+    assert [right for *_, right in best] == [False, False, True, False, False]
+    assert best[0][1] == pytest.approx(40)
+
+
+LAYOUT = """<script>addEventListener("load", () => {
+const found = [], near = document.documentElement.clientWidth;
+if (document.documentElement.scrollWidth > near) found.push("the page scrolls sideways");
+for (const image of document.images)
+  if (!image.complete || !image.naturalWidth) found.push("an image does not load");
+for (const parent of [document.body, ...document.querySelectorAll(".cards, .card, .row, .pair")]) {
+  const boxes = [...parent.children].map(c => [c, c.getBoundingClientRect()])
+    .filter(([c, b]) => b.width && b.height && c.tagName != "SCRIPT");
+  for (const [c, b] of boxes) {
+    if (b.left < -1 || b.right > near + 1) found.push("cut: " + c.outerHTML.slice(0, 80));
+    for (const [d, e] of boxes)
+      if (c != d && b.left < e.right - 1 && e.left < b.right - 1 && b.top < e.bottom - 1
+          && e.top < b.bottom - 1) found.push("overlap: " + c.outerHTML.slice(0, 80));
+  }
+}
+for (const cell of document.querySelectorAll("td, th, p, h1, h2, figcaption"))
+  if (cell.scrollWidth > cell.clientWidth + 1 && !cell.closest("pre"))
+    found.push("text leaves its box: " + cell.textContent.slice(0, 80));
+const pre = parent.document.createElement("pre");
+pre.id = "found";
+pre.textContent = JSON.stringify([near, found]);
+parent.document.body.replaceChildren(pre);
+});</script>"""
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+
+
+def laid_out(page, width, tmp_path):
+    """What a browser of this width finds wrong with a page."""
+    probe = tmp_path / "probe.html"
+    text = html.escape(page.read_text().replace("</body>", LAYOUT + "</body>"))
+    # In a frame, since a window of Chromium is never as narrow as a telephone.
+    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{text}"></iframe>'
+    probe.write_text(f"<!doctype html><meta charset=utf-8><body>{frame}")
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
+         f"file://{probe}"], capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    (result,) = re.findall(r"<pre id=\"found\">(.*)</pre>", done.stdout)
+    seen, found = json.loads(html.unescape(result))
+    assert abs(seen - width) < 20
+    return found
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser_nothing_is_cut_or_overlaps(run, study_folder, tmp_path, width):
+    for page in (run[0] / "a run" / "report.html", report.write(study_folder)):
+        assert laid_out(page, width, tmp_path) == []
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
+def test_the_browser_test_sees_what_is_wrong(run, tmp_path):
+    page = tmp_path / "page.html"
+    text = (run[0] / "a run" / "report.html").read_text()
+    page.write_text(text.replace("</h1>", "</h1><div style='width: 900px; height: 9px'>x</div>", 1))
+    assert any("sideways" in line for line in laid_out(page, 390, tmp_path))
+    page.write_text(text.replace("<h2>", "<h2 style='margin-top: -80px'>", 1))
+    assert any("overlap" in line for line in laid_out(page, 1280, tmp_path))
