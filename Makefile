@@ -6,6 +6,7 @@ RUN = .venv/bin/python
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+	$(RUN) -m alexnet_jax report --workdir=runs/quickstart
 
 test: .venv/done  ## Run the tests.
 	$(RUN) -m pytest -n 2 --dist loadfile

@@ -26,7 +26,7 @@ from alexnet_jax.errors import UsageError
 Manifest = dict[str, dict[str, Any]]
 """By the path of an array: `dtype`, `shape`, `sha256` and whether it is `finite`."""
 
-_DAMAGED = ".damaged"
+_DAMAGED, _FOREIGN = ".damaged", ".foreign"
 
 
 class Checkpoints:
@@ -112,25 +112,34 @@ class Checkpoints:
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole: its step, state (NumPy) and extra, or None.
 
-        A damaged one is named, renamed where that is allowed, and passed over for the one before.
+        A damaged one, or one of another network among this one's, is named, renamed where that is
+        allowed, and passed over for the one before.
 
         Args:
           like: a state of the same structure.
 
         Raises:
-          UsageError: none is whole, or they are of another network or optimizer.
+          UsageError: none is whole, or all are of another network or optimizer.
         """
+        foreign: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:
                 state, extra, written = self._read(step, like)
                 wrong = differences(written, manifest(state))
-            except UsageError:
-                raise
+            except UsageError as error:
+                foreign.append((step, str(error)))
+                continue
             except Exception as error:  # whatever Orbax and TensorStore say of broken files
                 wrong = [str(error).strip().partition("\n")[0] or type(error).__name__]
             if not wrong:
+                for other, why in foreign:
+                    self._set_aside(other, why, _FOREIGN)
                 return step, state, extra
-            self._set_aside(step, wrong)
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            self._set_aside(step, f"is damaged ({wrong[0]}{more})", _DAMAGED)
+        if foreign:
+            step, why = foreign[0]
+            raise UsageError(f"{self._folder / str(step)} {why}; choose another --workdir")
         broken = {path.name for path in self._folder.glob(f"*{_DAMAGED}")}
         if broken := sorted(broken | {str(step) for step in self._passed_over}):
             raise UsageError(
@@ -149,29 +158,24 @@ class Checkpoints:
         if about["manifest"]["sha256"] != _seal(arrays, extra):
             raise ValueError("manifest or plain numbers: other bytes")
         if foreign := differences(arrays, shapes(like)):
-            raise UsageError(
-                f"{self._folder / str(step)} is of another configuration: {foreign[0]}; "
-                "choose another --workdir"
-            )
+            raise UsageError(f"is of another configuration: {foreign[0]}")
         template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(template))
         )
         return restored["state"], extra, arrays
 
-    def _set_aside(self, step: int, wrong: list[str]) -> None:
-        aside = f"{step}{_DAMAGED}"
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        text = f"warning: checkpoint {step} in {self._folder} is damaged ({wrong[0]}{more})"
+    def _set_aside(self, step: int, why: str, kind: str) -> None:
+        text = f"warning: checkpoint {step} in {self._folder} {why}"
         if self._reads_only:
             self._passed_over.add(step)
             print(f"{text}; it is passed over", file=sys.stderr, flush=True)
             return
         if jax.process_index() == 0:
-            print(f"{text}; it is now {aside}", file=sys.stderr, flush=True)
-            (self._folder / str(step)).rename(self._folder / aside)
+            print(f"{text}; it is now {step}{kind}", file=sys.stderr, flush=True)
+            (self._folder / str(step)).rename(self._folder / f"{step}{kind}")
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"damaged {step}")
+            multihost_utils.sync_global_devices(f"{step}{kind}")
         self._manager.reload()
 
     def wait(self) -> None:

@@ -32,7 +32,11 @@ class MetricsLog:
                         kept.append(line + "\n")
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut by a crash
-        path.write_text("".join(kept))
+        if path.exists() and not path.is_char_device():
+            # In one step: a log of days is not to be lost to a kill in this moment.
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept))
+            partial.replace(path)
         self._file = path.open("a")
 
     def write(self, **fields: Any) -> None:

@@ -308,8 +308,8 @@ def _run(
             progress.say(f"warning: {text}")
             log.write(step=step, split="warning", warning=text)
 
-        images = f"{config.data.source}: {train_source.num_examples} training images"
-        progress.say(f"{placement.describe()}; {images}, {num_steps} steps, from step {start}")
+        data = f"{config.data.source}: {train_source.num_examples} training images"
+        progress.say(f"{placement.describe()}; {data}, {num_steps} steps, from step {start}")
         if start:
             for change in changes:
                 warn(start, f"from step {start + 1} on {change}")
@@ -395,8 +395,7 @@ def _run(
                 evaluated and config.stop_at_error > 0 and error <= config.stop_at_error
             )
             if last or ended or (saved and not guard.streak):
-                host_state = parallel.to_host(state)
-                arrays = manifest(host_state)
+                arrays = manifest(parallel.to_host(state))
                 # First: a checkpoint never lacks its line.
                 log.write(
                     step=step, split="checkpoint", parameters_sha256=parameters_sha256(arrays)
@@ -414,28 +413,27 @@ def _run(
                 waited, since, timed_steps = 0.0, time.perf_counter(), 0
         watchdog.rest()
         checkpoints.wait()
-        if not ended:
-            if stop.signal is not None:
-                raise Stopped(step, stop.signal)
-            return {"step": step}
 
-        arrays = manifest(parallel.to_host(state))
-        result = {
-            "seed": config.seed,
-            "steps": int(np.asarray(parallel.to_host(state.step)).flat[0]),
-            "placement": placement.name,
-            "devices": placement.mesh.devices.size,
-            "parameters_sha256": parameters_sha256(arrays),
-        }
-        views = config.evaluate.final_views
-        if views > 1 or not tested:
-            eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
-            for split in config.evaluate.splits:
-                tested[split] = evaluation.evaluate(
-                    eval_step, state.params, sources[split], config, placement, views,
-                    unreadable=unreadable[split],
-                )  # fmt: skip
-        workdirs.write_json(workdir / "result.json", result | tested)
+    if not ended:
+        if stop.signal is not None:
+            raise Stopped(step, stop.signal)
+        return {"step": step}
+    result = {
+        "seed": config.seed,
+        "steps": int(parallel.to_host(state.step).flat[0]),
+        "placement": placement.name,
+        "devices": placement.mesh.devices.size,
+        "parameters_sha256": parameters_sha256(manifest(parallel.to_host(state))),
+    }
+    views = config.evaluate.final_views
+    if views > 1 or not tested:
+        eval_step = evaluation.make_eval_step(tower, inputs, placement, views)
+        for split in config.evaluate.splits:
+            tested[split] = evaluation.evaluate(
+                eval_step, state.params, sources[split], config, placement, views,
+                unreadable=unreadable[split],
+            )  # fmt: skip
+    workdirs.write_json(workdir / "result.json", result | tested)
     return result | tested
 
 

@@ -144,6 +144,17 @@ def test_another_networks_checkpoint_is_named_and_kept(workdir, like, names):
     assert latest(workdir)[0] == 2
 
 
+def test_another_networks_checkpoint_among_ours_is_passed_over(workdir, tmp_path, capsys):
+    other = a_state(9, classes=8)
+    with Checkpoints(tmp_path / "other", keep=2) as checkpoints:
+        checkpoints.save(9, other, manifest(other), {}, None)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "9", workdir / "checkpoints" / "9")
+    assert latest(workdir)[0] == 2
+    said = capsys.readouterr().err
+    assert "checkpoint 9 in" in said and "another configuration" in said and "9.foreign" in said
+    assert not (workdir / "checkpoints" / "9").exists() and latest(workdir)[0] == 2
+
+
 def test_the_manifest_is_readable_by_eye(workdir):
     path = workdir / "checkpoints" / "2" / "manifest" / "metadata"
     rows = json.loads(path.read_text())["arrays"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,21 @@ def test_a_study_that_is_none_is_named(change, says):
     config.update(change)
     with pytest.raises(UsageError, match=says.replace("(", r"\(")):
         study.check(config)
+
+
+COMMITTED = sorted(path.parent for path in (ROOT / "results").glob("**/study.json"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_tables_are_what_their_logs_say(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = study.from_json(json.loads((folder / "study.json").read_text()))
+    for name in ("table.md", "table.csv"):
+        (copy / name).unlink()
+    study.write(config, copy)
+    for name in ("table.md", "table.csv", "study.json"):
+        assert (copy / name).read_bytes() == (folder / name).read_bytes(), name
+    assert (copy / "figure.png").stat().st_size > 10_000
 
 
 STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.py"))
