@@ -1,6 +1,7 @@
 """Figures, by matplotlib, that are the same bytes whenever they are drawn from the same logs."""
 
 import io
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,8 +72,9 @@ def run_curve(log: list[dict[str, Any]], name: str) -> Figure:
         return figure
 
 
-def study_curves(logs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
-    """Training and test error of each variant in a panel of its own, over its seeds."""
+def study_curves(logs: dict[str, list[list[dict[str, Any]]]], measure: str) -> Figure:
+    """`loss` or `top1_error` of each variant in a panel of its own: mean and band of its seeds."""
+    factor, text = (1, "loss") if measure == "loss" else (100, "top-1 error, %")
     with matplotlib.rc_context(_STYLE):
         columns = min(len(logs), 4)
         height = -(-len(logs) // columns)
@@ -82,14 +84,8 @@ def study_curves(logs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
             for number, (split, key, label) in enumerate(
                 (("train", "learning_rate", "training"), ("test", "num_examples", "test"))
             ):
-                curves = [
-                    {
-                        x["epoch"]: 100 * x["top1_error"]
-                        for x in log
-                        if x["split"] == split and key in x
-                    }
-                    for log in runs
-                ]
+                lines = [[x for x in log if x["split"] == split and key in x] for log in runs]
+                curves = [{x["epoch"]: factor * x[measure] for x in rows} for rows in lines]
                 epochs = sorted({epoch for curve in curves for epoch in curve})
                 there = [[c[e] for c in curves if e in c] for e in epochs]
                 if not epochs:
@@ -109,7 +105,7 @@ def study_curves(logs: dict[str, list[list[dict[str, Any]]]]) -> Figure:
         if axes[0, 0].lines:
             axes[0, 0].legend(fontsize=7, frameon=False)
         figure.supxlabel("epoch", fontsize=9)
-        figure.supylabel("top-1 error, %", fontsize=9)
+        figure.supylabel(text, fontsize=9)
         return figure
 
 
@@ -165,9 +161,21 @@ def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
     shown = [row for row in table if row.difference is not None]
     figure, axis = _panel(7, 1.4 + 0.36 * max(len(shown), 1))
     base = next(row for row in table if row.name not in {row.name for row in shown})
+    # A variant that does not learn at all must not hide the others: it is an arrow at the edge.
+    sizes = sorted(abs(row.difference[0]) for row in shown)
+    most = 3 * sizes[-2] if len(sizes) > 2 else math.inf
+    ends = [x for row in shown if abs(row.difference[0]) <= most for x in row.difference]
+    reach = 1.1 * max((abs(x) for x in ends if x is not None), default=1.0)
     for place, row in enumerate(reversed(shown)):
         mean, low, high = row.difference
         colour = COLOURS[0] if row.real else _FAINT
+        if abs(mean) > most:
+            edge = math.copysign(reach, mean)
+            axis.annotate(
+                f"{mean:+.1f}", (edge, place), (0.8 * edge, place), color=colour, fontsize=9,
+                ha="center", va="center", arrowprops={"arrowstyle": "->", "color": colour},
+            )  # fmt: skip
+            continue
         if low is not None:
             axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
         axis.plot(mean, place, "o", color=colour, markersize=6)
@@ -179,6 +187,8 @@ def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
                 row.paper, place, "D", markerfacecolor="white", color=COLOURS[1], markersize=6
             )
     axis.axvline(0, color=_INK, linewidth=0.8)
+    if any(size > most for size in sizes):
+        axis.set_xlim(-reach, reach)
     axis.set_yticks(range(len(shown)), [row.name for row in reversed(shown)])
     axis.set_ylim(-0.6, len(shown) - 0.4)
     mean = "" if base.mean is None else f" ({base.mean:.1f} %)"
@@ -186,7 +196,7 @@ def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
     axis.set_title(config.title, fontsize=10, loc="left")
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval"),
-        Line2D([], [], color=_FAINT, marker="o", linewidth=2, label="within noise"),
+        Line2D([], [], color=_FAINT, marker="o", linewidth=2, label="within noise, or one seed"),
         Line2D([], [], color=_INK, marker="|", linestyle="", label="each seed"),
         Line2D([], [], color=COLOURS[1], marker="D", linestyle="", markerfacecolor="white",
                    label="the paper, on ImageNet"),

@@ -100,7 +100,7 @@ def study_page(folder: Path) -> str:
         note=study.NOTE,
         seeds=", ".join(map(str, config.seeds)),
         figure=picture(figures.study_figure(config, folder, table)),
-        curves=picture(figures.study_curves(logs)),
+        curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],
         variants=[(name, changes) for name, changes in config.variants],
         changed=changed_fields(config.base),
         config=config.base.to_json(indent=2),

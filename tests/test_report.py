@@ -128,7 +128,7 @@ def test_the_page_of_a_study_shows_the_table(study_folder):
     for row in study.cells(small(), study.rows(small(), study_folder)):
         for cell in filter(None, row):
             assert cell in words
-    assert all(a.startswith("data:image/") for a in page.addresses) and len(page.addresses) == 2
+    assert all(a.startswith("data:image/") for a in page.addresses) and len(page.addresses) == 3
 
 
 def test_names_are_text_and_no_markup(run, tmp_path):
