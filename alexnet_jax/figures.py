@@ -160,7 +160,7 @@ def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
 def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
     shown = [row for row in table if row.difference is not None]
     figure, axis = _panel(7, 1.4 + 0.36 * max(len(shown), 1))
-    base = next(row for row in table if row.name not in {row.name for row in shown})
+    base = next(row for row in table if not dict(config.variants)[row.name])
     # A variant that does not learn at all must not hide the others: it is an arrow at the edge.
     sizes = sorted(abs(row.difference[0]) for row in shown)
     most = 3 * sizes[-2] if len(sizes) > 2 else math.inf
@@ -192,7 +192,8 @@ def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
     axis.set_yticks(range(len(shown)), [row.name for row in reversed(shown)])
     axis.set_ylim(-0.6, len(shown) - 0.4)
     mean = "" if base.mean is None else f" ({base.mean:.1f} %)"
-    axis.set_xlabel(f"difference in test error from {base.name}{mean}, points")
+    kind = "training" if config.measure == "train_error" else "test"
+    axis.set_xlabel(f"difference in {kind} error from {base.name}{mean}, points")
     axis.set_title(config.title, fontsize=10, loc="left")
     handles = [
         Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval"),

@@ -32,7 +32,7 @@ NOTE = (
     "95 % confidence (Student's t). It is called real where the interval leaves out zero; one in "
     "twenty would without a cause."
 )
-MEASURES = ("test_error", "epochs_to_error")
+MEASURES = ("test_error", "train_error", "epochs_to_error")
 CONFIDENCE = 0.95
 
 
@@ -54,11 +54,12 @@ def study(
         `{"lrn-off": {"model.lrn.enabled": False}}`.
       seeds: each variant runs with each; the same seeds are compared with each other.
       title: of table and figure.
-      measure: `test_error`, top-1 at the end in percent, or `epochs_to_error`: when the error on
-        the whole training set, measured now and then, first falls to `target`.
+      measure: `test_error` or `train_error`, top-1 at the end in percent, on all images of the
+        split; or `epochs_to_error`: when the error on the whole training set, measured now and
+        then, first falls to `target`.
       target: a fraction, for `epochs_to_error`.
       paper: by variant, what the paper says of its difference from the base in points of percent
-        (`test_error`), or of its ratio to it (`epochs_to_error`).
+        (errors), or of its ratio to it (`epochs_to_error`).
     """
     config = ConfigDict()
     config.title, config.measure, config.target = title, measure, target
@@ -294,8 +295,9 @@ def measured(config: ConfigDict, workdir: Path) -> float | None:
     """What a run's logs say, or None."""
     if config.measure == "epochs_to_error":
         return epochs_to_error(training_curve(workdir), config.target)
+    split = config.measure.partition("_")[0]
     try:
-        return 100 * json.loads((workdir / "result.json").read_text())["test"]["top1_error"]
+        return 100 * json.loads((workdir / "result.json").read_text())[split]["top1_error"]
     except (OSError, ValueError, KeyError):
         return None
 
@@ -372,8 +374,13 @@ def header(config: ConfigDict) -> tuple[str, ...]:
     if config.measure == "epochs_to_error":
         return ("variant", f"epochs to {100 * config.target:g} %", "deviation", "seeds",
                 "ratio to the base [95 %]", "real?", "paper")  # fmt: skip
-    return ("variant", "test error, %", "deviation", "seeds",
+    return ("variant", error_of(config), "deviation", "seeds",
             "difference from the base [95 %]", "real?", "paper")  # fmt: skip
+
+
+def error_of(config: ConfigDict) -> str:
+    """What an error is of, with its unit."""
+    return {"test": "test error, %", "train": "training error, %"}[config.measure.partition("_")[0]]
 
 
 def markdown(config: ConfigDict, table: list[Row]) -> str:
