@@ -143,6 +143,44 @@ def report(flag: flags.FlagValues) -> None:
     print(f"wrote {pages.write(workdir)}")
 
 
+def predict(flag: flags.FlagValues) -> None:
+    """Print the five best classes of images, folders or patterns."""
+    from alexnet_jax import predict as prediction
+
+    paths = prediction.image_paths(flag.images)
+    network = _network(flag)
+    write = prediction.as_json if flag.json else prediction.as_text
+    for path, probabilities in prediction.predict(network, paths, int(flag.views)):
+        print(write(path, prediction.best(probabilities, network.class_names)), flush=True)
+
+
+def export(flag: flags.FlagValues) -> None:
+    """Write a network as OUT.safetensors or OUT.onnx, whatever it comes from."""
+    from alexnet_jax import weights
+
+    out = Path(flag.out)
+    if out.suffix not in weights.SUFFIXES:
+        raise UsageError(f"--out={out}: use one of {', '.join(weights.SUFFIXES)}")
+    weights.write(_network(flag).column(), out)
+    print(f"wrote {out}")
+
+
+def _network(flag: flags.FlagValues):
+    """Of --workdir or --weights, whichever is given."""
+    if bool(flag.workdir) == bool(flag.weights):
+        raise UsageError("give one of --workdir, a run, and --weights, a file")
+    from alexnet_jax import predict as prediction
+    from alexnet_jax import weights
+
+    if flag.workdir:
+        config = _config_of(Path(flag.workdir))
+        _start(config)
+        return prediction.of_workdir(config, Path(flag.workdir))
+    found = weights.read(Path(flag.weights))
+    _start(found.config)
+    return prediction.of_column(found)
+
+
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
     "train": (
         train,
@@ -150,6 +188,21 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         f"--config={EXAMPLE} --workdir=runs/quickstart",
     ),
     "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
+    "predict": (
+        predict,
+        ("workdir", "weights", "views", "json", "images"),
+        "--workdir=runs/quickstart photo.jpg 'more/*.png'",
+    ),
+    "import": (
+        export,
+        ("workdir", "weights", "out"),
+        "--weights=bvlcalexnet.onnx --out=caffe.safetensors",
+    ),
+    "export": (
+        export,
+        ("workdir", "weights", "out"),
+        "--workdir=runs/quickstart --out=network.onnx",
+    ),
     "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
     "study": (
         study,
@@ -184,6 +237,14 @@ def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = Non
         flags.DEFINE_string(
             "profile", "", "M:N: trace steps M to N into WORKDIR/profile.", flag_values=flag
         )
+    elif name == "weights":
+        text = "Instead of a workdir: FILE.safetensors or FILE.onnx, ours or of others."
+        flags.DEFINE_string("weights", "", text, flag_values=flag)
+    elif name == "json":
+        flags.DEFINE_bool("json", False, "A line of JSON an image, for programs.", flag_values=flag)
+    elif name == "images":
+        text = "Files, folders or patterns; the word --images itself is not needed."
+        flags.DEFINE_multi_string("images", [], text, flag_values=flag)
     elif name == "part":
         text = "K/N: run every N-th run from the K-th on, so that N machines share a study."
         flags.DEFINE_string("part", "1/1", text, flag_values=flag)
@@ -259,7 +320,8 @@ def usage(verb: str | None = None) -> str:
         )
     fn, names, example = VERBS[verb]
     flag = flags.FlagValues()
-    lines = [f"usage: {command} {verb} [FLAGS]", "", (fn.__doc__ or "").strip(), ""]
+    takes = "[FLAGS] IMAGE..." if "images" in names else "[FLAGS]"
+    lines = [f"usage: {command} {verb} {takes}", "", (fn.__doc__ or "").strip(), ""]
     for name in names:
         _define(name, flag)
         lines.append(f"  --{name:<10}{flag[name].help}")
@@ -292,10 +354,13 @@ def parse(verb: str, arguments: list[str]) -> flags.FlagValues:
         rest = flag(["alexnet_jax", *arguments])[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(_plain(error, arguments)) from error
-    if rest:
+    if "images" in names:
+        flag.images = [*flag.images, *rest]
+    elif rest:
         raise UsageError(f"{rest[0]!r}: {verb} takes flags only; see `{verb} --help`")
     for name in names:
-        if flag[name].value is None:
+        # One of a run and a file, where a verb takes either.
+        if flag[name].value is None and not (name == "workdir" and "weights" in names):
             raise UsageError(f"--{name} is missing; {verb} needs it: {flag[name].help}")
     return flag
 

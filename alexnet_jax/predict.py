@@ -1,0 +1,152 @@
+"""What a trained network sees in images: the five best classes of each."""
+
+import dataclasses
+import functools
+import glob
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax import evaluate, parallel, weights
+from alexnet_jax import inputs as input_rules
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.folder_source import EXTENSIONS, Folder
+from alexnet_jax.errors import UsageError
+from alexnet_jax.models import tower as towers
+
+BEST = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is needed to look at images, wherever it came from.
+
+    Attributes:
+      config: of the run; with the placement to be used here.
+      tower: the network.
+      params: stacked by tower, NumPy.
+      inputs: how it sees images.
+      class_names: one a class; their numbers where the origin had none.
+    """
+
+    config: ConfigDict
+    tower: towers.Tower
+    params: dict
+    inputs: input_rules.Inputs
+    class_names: tuple[str, ...]
+
+    def column(self) -> weights.Column:
+        """As one column, to be written."""
+        return weights.column(self.config, self.params, self.inputs.mean, self.class_names)
+
+
+def of_workdir(config: ConfigDict, workdir: Path) -> Network:
+    """The newest checkpoint of a run.
+
+    Raises:
+      UsageError: there is none, or its data set, which names the classes, is not here.
+    """
+    from alexnet_jax.train import load
+
+    run = load(config, workdir)
+    names = run.sources["test"].class_names
+    return Network(config, run.tower, run.params, run.inputs, names)
+
+
+def of_column(found: weights.Column) -> Network:
+    """A network read from a file."""
+    config = found.config
+    data = config.data
+    divisor = 1.1 if data.colour.rule == "source" else 1.0
+    inputs = input_rules.Inputs(found.mean, data.scale, divisor, data.image_size, data.crop_size)
+    names = found.class_names or tuple(map(str, range(config.model.num_classes)))
+    return Network(config, towers.build(config.model), weights.params(found), inputs, names)
+
+
+def image_paths(arguments: Iterable[str]) -> list[Path]:
+    """Files as they are, the images of folders and of what is below them, and patterns.
+
+    Raises:
+      UsageError: one of them is or holds no image; names it.
+    """
+    paths: list[Path] = []
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        if not found:
+            what = "holds no images" if path.is_dir() else "no such file, folder or pattern"
+            raise UsageError(f"{argument}: {what} ({', '.join(EXTENSIONS)})")
+        paths += found
+    if not paths:
+        raise UsageError("no images: name files, folders or patterns such as 'photos/*.jpg'")
+    return paths
+
+
+def predict(
+    network: Network, paths: list[Path], views: int = 1
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each path with its probabilities, float32 `[classes]`, in the order given.
+
+    Args:
+      network: that looks.
+      paths: of images.
+      views: 1, the centre crop; 9 or 10: the mean of their probabilities (section 4.1).
+
+    Raises:
+      UsageError: an image cannot be read; names it.
+    """
+    source = Folder(
+        name="images",
+        split="predict",
+        class_names=network.class_names,
+        paths=tuple(paths),
+        labels=np.zeros(len(paths), np.int32),
+    )
+    placement = parallel.place(network.config)
+    step = evaluate.make_predict_step(network.tower, network.inputs, placement, views)
+    params = placement.put_towers(network.params)
+    share = placement.data_parallel
+    most = evaluate.batch_size(network.config, views, placement)
+    size = min(most, -(-len(paths) // share) * share)
+    for batch in pipeline.eval_batches(source, network.config.data, batch_size=size):
+        probabilities, _ = parallel.to_host(step(params, placement.put_batch(batch)))
+        for i, index in enumerate(batch["index"]):
+            if batch["mask"][i] > 0:
+                yield paths[index], probabilities[i]
+
+
+def best(probabilities: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The five best classes with their probabilities, best first."""
+    order = np.argsort(-probabilities, kind="stable")[:BEST]
+    return [(shown_name(names[i]), float(probabilities[i])) for i in order]
+
+
+def shown_name(name: str) -> str:
+    """`n01440764` as `n01440764 tench`; other names as they are."""
+    return _wnids().get(name, name)
+
+
+@functools.cache
+def _wnids() -> dict[str, str]:
+    return {line.partition(" ")[0]: line for line in weights.imagenet_classes()}
+
+
+def as_json(path: Path, found: list[tuple[str, float]]) -> str:
+    """One line for programs."""
+    rows: list[dict[str, Any]] = [{"class": name, "probability": p} for name, p in found]
+    return json.dumps({"image": str(path), "best": rows})
+
+
+def as_text(path: Path, found: list[tuple[str, float]]) -> str:
+    """A few lines for people."""
+    width = max(len(name) for name, _ in found)
+    return "\n".join([str(path), *(f"  {100 * p:5.1f} %  {name:<{width}}" for name, p in found)])
