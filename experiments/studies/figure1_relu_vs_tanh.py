@@ -31,7 +31,7 @@ def base() -> ConfigDict:
     config = CONVNETS["get_config"]("19pct")
     for name in config.model.layer_order:
         config.model.layers[name].weight_decay = 0.0
-    config.num_epochs = 60.0
+    config.num_epochs = 120.0
     config.stop_at_error = TARGET
     config.log_every_steps = 39
     config.checkpoint_every_steps = 390
