@@ -46,7 +46,7 @@ def unbroken(tmp_path_factory):
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(tmp_path, unbroken):
     """Also in the middle of a save: there is one every three steps. KILLS=20 takes minutes."""
     rng, kills = np.random.default_rng(0), 0
-    wanted = int(os.environ.get("KILLS", "3"))
+    wanted = int(os.environ.get("KILLS", "2"))
     while kills < wanted:
         run = start(tmp_path, *SIXTY)
         saved = tmp_path / "checkpoints"
@@ -196,11 +196,11 @@ def test_runs_leave_no_files_or_threads_behind(tmp_path):
         return len(os.listdir("/proc/self/fd")), len(names), len(os.listdir("/proc/self/task"))
 
     seen = []
-    for number in range(4):
+    for number in range(3):
         train_and_evaluate(short_config(), tmp_path / str(number))
         time.sleep(0.2)
         seen.append(count())
-    assert seen[3] <= tuple(np.add(seen[1], 2)), seen
+    assert all(np.subtract(seen[2], seen[1]) <= 2), seen
 
 
 def test_the_first_steps_of_a_run_are_what_its_log_says(tmp_path, capsys, monkeypatch):
