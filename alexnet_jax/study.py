@@ -90,6 +90,11 @@ def check(config: ConfigDict) -> None:
     Raises:
       UsageError: names what is wrong, and with which variant.
     """
+    for name in ("base", "variants", "seeds", "measure", "target", "paper", "title"):
+        if name not in config:
+            raise UsageError(
+                f"config.{name} is missing: this is no study; see experiments/studies/"
+            )
     if config.measure not in MEASURES:
         raise UsageError(f"config.measure = {config.measure!r}: use one of {', '.join(MEASURES)}")
     if not config.seeds or not config.variants:

@@ -146,8 +146,8 @@ def write(found: Column, path: Path) -> None:
             path.write_bytes(graph(found).SerializeToString())
         else:
             raise UsageError(f"{path}: use one of {', '.join(SUFFIXES)}")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write {path}: {error}") from error
 
 
 def read(path: Path) -> Column:

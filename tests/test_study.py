@@ -217,6 +217,12 @@ def test_every_study_is_one_that_would_start(path, tmp_path, capsys):
     assert "missing" in capsys.readouterr().out
 
 
+def test_a_run_is_no_study(tmp_path, capsys):
+    config = ROOT / "experiments" / "quickstart.py"
+    assert main(["study", f"--config={config}", f"--workdir={tmp_path}"]) == 2
+    assert "this is no study" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0"])
 def test_a_part_that_is_none_is_named(part, capsys, tmp_path):
     flags = [f"--config={STUDIES[0]}", f"--workdir={tmp_path}", f"--part={part}"]

@@ -305,6 +305,13 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         weights.read(tmp_path / "net.safetensors")
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "pth"])
+def test_a_file_that_cannot_be_written_is_named(tmp_path, suffix):
+    _, found = network(changed())
+    with pytest.raises(UsageError, match=str(tmp_path / "none")):
+        weights.write(found, tmp_path / "none" / f"net.{suffix}")
+
+
 def test_a_local_layer_cannot_be_exported():
     from alexnet_jax.models.convnet import convnet
 
