@@ -88,8 +88,8 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, float]], log: list[dict], kept: list[int]) -> str:
-    """The result as Markdown; the first fifth, in which caches fill, is left out of the slopes."""
-    rows = rows[len(rows) // 5 :]
+    """The result as Markdown; the first third, in which pools and caches fill, is left out."""
+    rows = rows[len(rows) // 3 :]
     seconds = np.array([row["seconds"] for row in rows])
     count = {split: sum(line["split"] == split for line in log) for split in ("test", "checkpoint")}
     lines = [

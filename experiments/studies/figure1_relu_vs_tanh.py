@@ -8,8 +8,9 @@
 The four-layer network is cuda-convnet's `19pct` (three convolutions, one dense layer) without any
 regularization: no crops, no flips, no weight decay. The paper does not say which network it was.
 Rates are tuned for each activation first (`rates`: one seed, a grid of factors of about 3, by the
-training error after three epochs), and the best ones run with other seeds. A run ends where the
-error on the whole training set, measured after each epoch, has fallen to 25 %.
+training error after eight epochs: after three, rates lead that do not later), and the best ones run
+with other seeds. A run ends where the error on the whole training set, measured after each epoch,
+has fallen to 25 %.
 """
 
 import runpy
@@ -21,7 +22,8 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.study import study
 
 CONVNETS = runpy.run_path(str(Path(__file__).parents[1] / "cifar10_2012.py"))
-RATES = {"relu": (0.0003, 0.001, 0.003, 0.01), "tanh": (0.0003, 0.001, 0.003, 0.01, 0.03)}
+RATES = {"relu": (0.0003, 0.001, 0.003), "tanh": (0.003, 0.01, 0.03)}
+TUNING_EPOCHS = 8.0
 BEST = {"relu": 0.003, "tanh": 0.01}  # see results/figure1/rates
 TARGET = 0.25
 
@@ -55,14 +57,14 @@ def get_config(which: str = "best") -> ConfigDict:
             for rate in rates
         }
         seeds, config = (9,), base()
-        config.num_epochs, config.stop_at_error, config.evaluate.every_epochs = 3.0, 0.0, 3.0
+        config.num_epochs, config.stop_at_error = TUNING_EPOCHS, 0.0
     else:
         raise UsageError(f"{which!r}: use best or rates")
     # The base changes nothing: its rate is that of the first.
     first = next(iter(variants))
     config.update_from_flattened_dict(variants[first])
     if which == "rates":
-        title = "Rates for Figure 1: training error on CIFAR-10 after three epochs"
+        title = f"Rates for Figure 1: training error on CIFAR-10 after {TUNING_EPOCHS:.0f} epochs"
         return study(config, variants | {first: {}}, seeds, title=title, measure="train_error")
     return study(
         config,
