@@ -68,22 +68,26 @@ def inspect(flag: flags.FlagValues) -> None:
         print(report(flag.config))
         return
     from alexnet_jax.config import validate
+    from alexnet_jax.data.sources import fit_classes
     from alexnet_jax.inspect import convention_table, layer_table
 
-    validate(flag.config)
-    print(layer_table(flag.config))
+    config = fit_classes(flag.config)
+    validate(config)
+    print(layer_table(config))
     print()
-    print(convention_table(flag.config))
+    print(convention_table(config))
 
 
 def statistics(flag: flags.FlagValues) -> None:
     """Compute a data set's mean image and RGB principal components, for data.mean and colour."""
     config, workdir = flag.config, Path(flag.workdir)
     _start(config)
-    from alexnet_jax.train import compute_statistics
+    from alexnet_jax.inputs import STATISTICS, compute_statistics
+    from alexnet_jax.workdir import Writer
 
-    result = compute_statistics(config, workdir)
-    print(f"wrote {workdir / 'statistics.npz'}, from {result.num_examples} images. In a config:")
+    with Writer(workdir):
+        result = compute_statistics(config, workdir / STATISTICS)
+    print(f"wrote {workdir / STATISTICS}, from {result.num_examples} images. In a config:")
     print(f"  data.channel_mean = {tuple(round(float(x), 4) for x in result.channel_mean)}")
     print(f"  data.colour.stdevs = {tuple(round(float(x), 6) for x in result.stdevs)}")
     rows = tuple(tuple(round(float(x), 8) for x in row) for row in result.eigenvectors)
@@ -104,7 +108,8 @@ def prepare(flag: flags.FlagValues) -> None:
             if done == total or done % 100_000 < 64:
                 print(f"{split}: {done} of {total} images", file=sys.stderr, flush=True)
 
-        prepare_split(open_source(data.source, split), data, out / split, show)
+        source = open_source(data.source, split, data.test_fraction)
+        prepare_split(source, data, out / split, show)
     print(f"wrote {out}; train with --config.data.source=prepared:{out}")
 
 
@@ -169,16 +174,12 @@ def _network(flag: flags.FlagValues):
     """Of --workdir or --weights, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
         raise UsageError("give one of --workdir, a run, and --weights, a file")
-    from alexnet_jax import predict as prediction
-    from alexnet_jax import weights
+    from alexnet_jax import trained
 
-    if flag.workdir:
-        config = _config_of(Path(flag.workdir))
-        _start(config)
-        return prediction.of_workdir(config, Path(flag.workdir))
-    found = weights.read(Path(flag.weights))
-    _start(found.config)
-    return prediction.of_column(found)
+    origin = Path(flag.workdir or flag.weights)
+    config = trained.config_of(origin)
+    _start(config)
+    return trained.load(config, origin)
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {

@@ -1,5 +1,6 @@
 """How fast this configuration runs on this machine: its step, its forward pass, its input."""
 
+import contextlib
 import dataclasses
 import resource
 import statistics
@@ -17,9 +18,10 @@ from alexnet_jax import inputs as input_rules
 from alexnet_jax import optim, parallel, train
 from alexnet_jax.config import validate
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.sources import Source
+from alexnet_jax.data.sources import Source, fit_classes, open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import tower as towers
+from alexnet_jax.state import TrainState, init_state
 
 
 @dataclasses.dataclass
@@ -34,7 +36,7 @@ class Steps:
     placement: parallel.Placement
     train_step: Callable
     eval_step: Callable
-    state: train.TrainState
+    state: TrainState
     batch: dict[str, jax.Array]
     eval_batch: dict[str, jax.Array]
 
@@ -78,7 +80,7 @@ def build(config: ConfigDict) -> Steps:
         placement=placement,
         train_step=train.make_train_step(config, tower, inputs, tx, placement, 1000),
         eval_step=evaluation.make_eval_step(tower, inputs, placement, views=1),
-        state=placement.put_towers(train.init_state(params, tx)),
+        state=placement.put_towers(init_state(params, tx)),
         batch=placement.put_batch(
             batch(data.crop_size) | {"colour": np.zeros((size, 3), np.float32)}
         ),
@@ -107,6 +109,8 @@ def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
       `train`, `forward`, and with data `pipeline` and `end_to_end`, `step_fraction` (end to end
       by bare step), and `peak_bytes` of training.
     """
+    with contextlib.suppress(UsageError):
+        config = fit_classes(config)
     begun = time.perf_counter()
     bench = build(config)
     bench.train(1)
@@ -120,7 +124,7 @@ def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
     bench.forward(1)
     modes = {"train": bench.train, "forward": bench.forward}
     try:
-        source = train.open_sources(config)["train"]
+        source = open_sources(config)["train"]
     except UsageError as error:
         result["no_data"] = str(error)
     else:

@@ -39,6 +39,10 @@ def default() -> ConfigDict:
     config.warn_slow_step_after_seconds = 600  # with the stacks of all threads; 0: never
     config.max_not_finite_steps = 5  # in a row, not applied, before the run gives up
     config.keep_checkpoints = 2  # the latest so many, besides the best
+    config.init_from = ""  # a workdir, .safetensors or .onnx: the weights that it starts from
+    config.freeze = ()  # layers whose weights stay as they are
+    config.tensorboard = False  # event files in the workdir, beside metrics.jsonl
+    config.wandb_project = ""  # of Weights & Biases, where everything is sent as well
 
     # Several processes, one a host or one a device, each started with the same command.
     config.distributed = ConfigDict(
@@ -59,6 +63,7 @@ def default() -> ConfigDict:
             source="tfds:imagenet2012",  # digits, tfds:NAME[:VERSION], folder:PATH
             train_split="train",
             test_split="validation",
+            test_fraction=0.2,  # of each class, of a folder that has no splits
             image_size=256,  # every image becomes a square of this side
             resize="short_side",  # then the centre square (2012); or stretch (Caffe)
             shrink="area",  # area (2012), bilinear (Caffe), triangle: see data/decode.py
@@ -194,6 +199,14 @@ def validate(config: ConfigDict) -> None:
             f"config.model.pool.stride = {config.model.pool.stride}: larger than the window "
             f"{config.model.pool.window} skips pixels"
         )
+    if not 0 < config.data.test_fraction < 1:
+        raise UsageError(
+            f"config.data.test_fraction = {config.data.test_fraction!r}: must be between 0 and 1"
+        )
+    for name in config.freeze:
+        if name not in config.model.layer_order:
+            layers = ", ".join(config.model.layer_order)
+            raise UsageError(f"config.freeze holds {name!r}: the layers are {layers}")
     _validate_distributed(config.distributed)
     data = config.data
     if data.crop_size > data.image_size + 2 * data.pad:

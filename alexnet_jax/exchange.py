@@ -21,6 +21,7 @@ from alexnet_jax import optim, parallel, train
 from alexnet_jax.inspect import align
 from alexnet_jax.models import table
 from alexnet_jax.models import tower as towers
+from alexnet_jax.state import init_state
 
 GRADIENTS = "gradients"
 
@@ -225,7 +226,7 @@ def compile_step(config: ConfigDict, placement: parallel.Placement) -> str:
     tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
     step = train.make_train_step(config, tower, inputs, tx, placement, 1000)
     params = towers.shapes(tower, data.crop_size)
-    state = jax.eval_shape(lambda params: train.init_state(params, tx), params)
+    state = jax.eval_shape(lambda params: init_state(params, tx), params)
     side = data.crop_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),

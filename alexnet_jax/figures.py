@@ -136,6 +136,37 @@ def kernels(kernels_TxHxWx3xN: np.ndarray) -> Figure:
     return figure
 
 
+def predictions(
+    rows: list[tuple[np.ndarray, str, list[tuple[str, float, bool]]]],
+) -> Figure:
+    """Figure 4 of the paper: images with their class, and below each its five best as bars.
+
+    Args:
+      rows: (uint8 `[S, S, 3]`, class, [(class, percent, whether it is the right one)]).
+    """
+    columns = min(len(rows), 4)
+    lines = -(-len(rows) // columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(2.4 * columns, 3.6 * lines), layout="constrained")
+        axes = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[2, 1] * lines)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for number, (image, name, best) in enumerate(rows):
+            line, column = divmod(number, columns)
+            above, below = axes[2 * line, column], axes[2 * line + 1, column]
+            above.imshow(image)
+            above.set_title(_short(name), fontsize=9)
+            for place, (answer, percent, right) in enumerate(best):
+                below.barh(place, percent, color=COLOURS[1] if right else COLOURS[5])
+                below.text(2, place, _short(answer), va="center", fontsize=8, color=_INK)
+            below.set(xlim=(0, 100), ylim=(len(best) - 0.4, -0.6))
+        return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else name[:25] + "…"
+
+
 def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
     """Rows are the classes, columns the answers; shares of a row, with counts where they fit."""
     with matplotlib.rc_context(_STYLE):

@@ -5,13 +5,19 @@ point happens here.
 """
 
 import dataclasses
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import augment
+from alexnet_jax.data import augment, statistics
+from alexnet_jax.data.sources import open_source
+
+STATISTICS = "statistics.npz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,3 +86,33 @@ def build(data: ConfigDict, mean_image: np.ndarray | None) -> Inputs:
         mean = np.asarray(data.channel_mean, np.float32)
     divisor = 1.1 if data.colour.rule == "source" else 1.0
     return Inputs(mean, data.scale, divisor, size, crop)
+
+
+def of_run(config: ConfigDict, workdir: Path) -> Inputs:
+    """The rule of a run; a mean image is computed over the training split once, into the workdir.
+
+    Raises:
+      UsageError: the data set is not here, or the file is no longer one of statistics.
+    """
+    if config.data.mean != "image":
+        return build(config.data, None)
+    path = workdir / STATISTICS
+    if not path.exists() and jax.process_index() == 0:
+        compute_statistics(config, path)
+    while not path.exists():  # the first process computes for all
+        time.sleep(1)
+    return build(config.data, statistics.load(path).mean_image)
+
+
+def compute_statistics(config: ConfigDict, path: Path) -> statistics.Statistics:
+    """Mean image and RGB components of the training split, into a file."""
+    data = config.data
+
+    def show(done: int, total: int) -> None:
+        if done == total or done % 100_000 < 256:
+            print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
+
+    source = open_source(data.source, data.train_split, data.test_fraction)
+    result = statistics.compute(source, data, show)
+    result.save(path)
+    return result

@@ -3,11 +3,15 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import tqdm
+
+if TYPE_CHECKING:
+    from alexnet_jax.summaries import Sink
 
 LOG = "metrics.jsonl"
 
@@ -19,8 +23,9 @@ class MetricsLog:
     are dropped: the log holds each step once, as if the run had never stopped.
     """
 
-    def __init__(self, workdir: Path, resume_step: int):
-        """Opens the log, kept up to and including `resume_step`."""
+    def __init__(self, workdir: Path, resume_step: int, also: Sequence["Sink"] = ()):
+        """Opens the log, kept up to and including `resume_step`; `also` gets what is written."""
+        self._also = also
         path = workdir / LOG
         if jax.process_index() > 0:
             path = Path(os.devnull)
@@ -43,13 +48,17 @@ class MetricsLog:
         """Writes one line, at once."""
         self._file.write(json.dumps(fields) + "\n")
         self._file.flush()
+        for sink in self._also:
+            sink.line(fields)
 
     def __enter__(self) -> Self:
         """The log itself."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Closes the file."""
+        """Closes the file and all that gets its lines."""
+        for sink in self._also:
+            sink.close()
         self._file.close()
 
 

@@ -107,6 +107,9 @@ def sgd_2012(
 
     groups = {}
     for i, name in enumerate(order):
+        if name in config.freeze:
+            groups |= {f"{name}/{kind}": optax.set_to_zero() for kind in ("kernel", "bias")}
+            continue
         decay = layers[name].weight_decay
         decay = optimizer.weight_decay if decay is None else decay
         for kind, group, wd in (

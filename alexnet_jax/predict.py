@@ -1,6 +1,5 @@
 """What a trained network sees in images: the five best classes of each."""
 
-import dataclasses
 import functools
 import glob
 import json
@@ -9,62 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from alexnet_jax import evaluate, parallel, weights
-from alexnet_jax import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.folder_source import EXTENSIONS, Folder
 from alexnet_jax.errors import UsageError
-from alexnet_jax.models import tower as towers
+from alexnet_jax.trained import Network
 
 BEST = 5
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """What is needed to look at images, wherever it came from.
-
-    Attributes:
-      config: of the run; with the placement to be used here.
-      tower: the network.
-      params: stacked by tower, NumPy.
-      inputs: how it sees images.
-      class_names: one a class; their numbers where the origin had none.
-    """
-
-    config: ConfigDict
-    tower: towers.Tower
-    params: dict
-    inputs: input_rules.Inputs
-    class_names: tuple[str, ...]
-
-    def column(self) -> weights.Column:
-        """As one column, to be written."""
-        return weights.column(self.config, self.params, self.inputs.mean, self.class_names)
-
-
-def of_workdir(config: ConfigDict, workdir: Path) -> Network:
-    """The newest checkpoint of a run.
-
-    Raises:
-      UsageError: there is none, or its data set, which names the classes, is not here.
-    """
-    from alexnet_jax.train import load
-
-    run = load(config, workdir)
-    names = run.sources["test"].class_names
-    return Network(config, run.tower, run.params, run.inputs, names)
-
-
-def of_column(found: weights.Column) -> Network:
-    """A network read from a file."""
-    config = found.config
-    data = config.data
-    divisor = 1.1 if data.colour.rule == "source" else 1.0
-    inputs = input_rules.Inputs(found.mean, data.scale, divisor, data.image_size, data.crop_size)
-    names = found.class_names or tuple(map(str, range(config.model.num_classes)))
-    return Network(config, towers.build(config.model), weights.params(found), inputs, names)
 
 
 def image_paths(arguments: Iterable[str]) -> list[Path]:
@@ -128,6 +79,14 @@ def best(probabilities: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, f
     """The five best classes with their probabilities, best first."""
     order = np.argsort(-probabilities, kind="stable")[:BEST]
     return [(shown_name(names[i]), float(probabilities[i])) for i in order]
+
+
+def five_best(
+    probabilities: np.ndarray, names: tuple[str, ...], label: int
+) -> list[tuple[str, float, bool]]:
+    """(class, percent, whether it is `label`), most probable first."""
+    order = np.argsort(-probabilities, kind="stable")[:BEST]
+    return [(names[i], float(100 * probabilities[i]), bool(i == label)) for i in order]
 
 
 def shown_name(name: str) -> str:

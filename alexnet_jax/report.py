@@ -19,6 +19,7 @@ from alexnet_jax import figures, study
 from alexnet_jax.config import default, from_json
 from alexnet_jax.errors import UsageError
 from alexnet_jax.metrics import LOG
+from alexnet_jax.predict import five_best
 from alexnet_jax.workdir import flat
 
 PREDICTIONS = 8
@@ -211,19 +212,23 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
     Raises:
       UsageError: no checkpoint is whole, or the data is not here.
     """
-    from alexnet_jax.train import load
+    from alexnet_jax.data.sources import open_sources
+    from alexnet_jax.trained import load
 
+    sources = open_sources(config)
     run = load(config, workdir)
-    test, train = (features_of(run, split, most) for split, most in (("test", None), ("train",
-                   _MOST_FEATURES)))  # fmt: skip
-    names = run.sources["test"].class_names
+    test = features_of(run, sources["test"], None)
+    train = features_of(run, sources["train"], _MOST_FEATURES)
+    names = run.class_names
     matrix = confusion(test.label, test.probabilities.argmax(1), len(names))
     rng = np.random.default_rng(0)
     shown = rng.permutation(len(test.label))[:PREDICTIONS]
     asked = rng.permutation(len(test.label))[:QUERIES]
     near = {int(i): nearest(test.features[i], train.features, NEIGHBOURS) for i in asked}
-    of_test = thumbnails(run, "test", test.index[np.union1d(shown, asked)])
-    of_train = thumbnails(run, "train", train.index[np.unique(np.concatenate(list(near.values())))])
+    of_test = thumbnails(config, sources["test"], test.index[np.union1d(shown, asked)])
+    of_train = thumbnails(
+        config, sources["train"], train.index[np.unique(np.concatenate(list(near.values())))]
+    )
     kernels = run.params[run.tower.layers[0].name]["kernel"]
     shares = colour_share(kernels)
     return Seen(
@@ -255,8 +260,8 @@ class Features:
     features: np.ndarray
 
 
-def features_of(run: Any, split: str, most: int | None) -> Features:
-    """Of the images of a split, or the first `most` of them."""
+def features_of(run: Any, source: Any, most: int | None) -> Features:
+    """Of the images of a source, or the first `most` of them."""
     from alexnet_jax import evaluate, parallel
     from alexnet_jax.data import pipeline
 
@@ -266,7 +271,7 @@ def features_of(run: Any, split: str, most: int | None) -> Features:
     size = evaluate.batch_size(run.config, 1, placement)
     columns: dict[str, list[np.ndarray]] = {}
     count = 0
-    for batch in pipeline.eval_batches(run.sources[split], run.config.data, batch_size=size):
+    for batch in pipeline.eval_batches(source, run.config.data, batch_size=size):
         probabilities, features = parallel.to_host(step(params, placement.put_batch(batch)))
         real = batch["mask"] > 0
         for name, values in (
@@ -299,14 +304,6 @@ def nearest(query_F: np.ndarray, features_NxF: np.ndarray, count: int) -> np.nda
     return np.argsort(distance, kind="stable")[:count]
 
 
-def five_best(
-    probabilities: np.ndarray, names: tuple[str, ...], label: int
-) -> list[tuple[str, float, bool]]:
-    """(class, percent, whether it is `label`), most probable first."""
-    order = np.argsort(-probabilities, kind="stable")[:5]
-    return [(names[i], float(100 * probabilities[i]), bool(i == label)) for i in order]
-
-
 def confusion(label: np.ndarray, answer: np.ndarray, classes: int) -> np.ndarray:
     """How often a class (row) was given which answer (column), int `[classes, classes]`."""
     matrix = np.zeros((classes, classes), int)
@@ -325,11 +322,11 @@ def confused_pairs(
     return [(names[a], names[b], int(wrong[a, b]), int(totals[a])) for a, b in pairs if wrong[a, b]]
 
 
-def thumbnails(run: Any, split: str, indices: np.ndarray) -> dict[int, str]:
+def thumbnails(config: ConfigDict, source: Any, indices: np.ndarray) -> dict[int, str]:
     """The squares that the network sees, as PNG of at least 64 pixels, by number."""
     from alexnet_jax.data import pipeline
 
-    squares = pipeline.squares(run.sources[split], run.config.data, indices)
+    squares = pipeline.squares(source, config.data, indices)
     found = {}
     for index, square in zip(indices, squares, strict=True):
         image = Image.fromarray(square)

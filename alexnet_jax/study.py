@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from scipy import stats
 
 from alexnet_jax.config import validate
+from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import LOG
 from alexnet_jax.workdir import flat, write_json
@@ -164,7 +165,7 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
     mine = runs(config)[part[0] - 1 :: part[1]]
     for number, (variant, seed) in enumerate(mine, 1):
         workdir = folder / variant / f"seed-{seed}"
-        wanted = run_config(config, variant, seed)
+        wanted = fit_classes(run_config(config, variant, seed))
         if finished(workdir):
             _check_same(workdir, wanted)
             continue

@@ -3,14 +3,12 @@
 import contextlib
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,42 +21,20 @@ from alexnet_jax import optim, parallel
 from alexnet_jax import workdir as workdirs
 from alexnet_jax.checkpoint import Checkpoints, manifest, parameters_sha256
 from alexnet_jax.config import validate
-from alexnet_jax.data import pipeline, statistics
-from alexnet_jax.data.sources import Source, open_source
+from alexnet_jax.data import pipeline
+from alexnet_jax.data.sources import Source, fit_classes, open_sources
 from alexnet_jax.diagnose import NotFinite, Trace, Watch, Watchdog
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import MetricsLog, Progress
 from alexnet_jax.models import layers
 from alexnet_jax.models import tower as towers
+from alexnet_jax.state import TrainState, init_state
 from alexnet_jax.stopping import Stop
+from alexnet_jax.summaries import Pictures, open_sinks
+from alexnet_jax.trained import CLASSES, Network, initial, load
 
 CHECK = "finite_check"
 """The scope of the one exchange that is no layer's: whether every tower's gradients are finite."""
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What a step reads and writes; on the host every leaf has a leading axis of towers."""
-
-    step: jax.Array
-    params: dict
-    opt_state: Any
-    rate_scale: jax.Array  # the plateau schedule's drops so far, as a factor
-    seed: jax.Array  # of dropout; a value and no constant, so that seeds share a program
-
-
-def init_state(params: dict, tx: optax.GradientTransformation, seed: int = 0) -> TrainState:
-    """A fresh state around stacked parameters, the same under any placement."""
-    stack = jax.tree.leaves(params)[0].shape[0]
-    # Under vmap the plain numbers of Optax's state too get one copy a tower.
-    opt_state = jax.jit(jax.vmap(tx.init))(params)
-    return TrainState(
-        step=jnp.zeros([stack], jnp.int32),
-        params=params,
-        opt_state=opt_state,
-        rate_scale=jnp.ones([stack], jnp.float32),
-        seed=jnp.full([stack], seed, jnp.uint32),
-    )
 
 
 def make_train_step(
@@ -193,6 +169,7 @@ def train_and_evaluate(
         disk, the data or the numbers fail later.
       Stopped: after a signal asked for it and the state is saved.
     """
+    config = fit_classes(config)
     validate(config)
     placement = parallel.place(config)
     tower = towers.build(config.model)
@@ -237,7 +214,7 @@ def _run(
     train_source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(train_source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
-    inputs = build_inputs(config, train_source, workdir)
+    inputs = input_rules.of_run(config, workdir)
     tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
     rate = optim.schedule(config, steps_per_epoch, num_steps)
     position = {
@@ -245,6 +222,7 @@ def _run(
         "batch_size": config.batch_size,
         "training images": train_source.num_examples,
     }
+    class_names = train_source.class_names
     state, plateau, stretch, start = init_state(params, tx, config.seed), Plateau(), Stretch(), 0
     ended = num_steps == 0
 
@@ -268,10 +246,16 @@ def _run(
             plateau, stretch = Plateau(**extra["plateau"]), Stretch(**extra["stretch"])
             # A longer run goes on from the end of a shorter one.
             ended = start == num_steps or (extra["ended"] and config.stop_at_error > 0)
+        elif config.init_from:
+            state = state.replace(params=initial(config, params, class_names))
         state = placement.put_towers(state)
         changes = workdirs.write_config(config, workdir)
         workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
-        log = stack.enter_context(MetricsLog(workdir, start))
+        workdirs.write_json(workdir / CLASSES, list(class_names))
+        sinks = open_sinks(config, workdir)
+        log = stack.enter_context(MetricsLog(workdir, start, sinks))
+        network = Network(config, tower, params, inputs, class_names)
+        pictures = Pictures(network, sources["test"], placement, sinks)
 
         train_step = make_train_step(config, tower, inputs, tx, placement, steps_per_epoch)
         eval_step = evaluation.make_eval_step(tower, inputs, placement, views=1)
@@ -383,6 +367,7 @@ def _run(
                     if config.model.activation == "relu":
                         for text in watch.units(step, fields["dead_units"]):
                             warn(step, text)
+                pictures.draw(step, state.params)
                 if config.optimizer.schedule == "plateau":
                     scale = plateau.observe(error, config.optimizer)
                     full = np.full([tower.towers], scale, np.float32)
@@ -437,106 +422,16 @@ def _run(
     return result | tested
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
-    """The training and the test split.
-
-    Raises:
-      UsageError: if a data set is missing, or its classes are not those of the network.
-    """
-    data = config.data
-    sources = {
-        "train": open_source(data.source, data.train_split),
-        "test": open_source(data.source, data.test_split),
-    }
-    for source in sources.values():
-        if source.num_classes != config.model.num_classes:
-            raise UsageError(
-                f"config.model.num_classes = {config.model.num_classes}, but {data.source} has "
-                f"{source.num_classes} classes: set --config.model.num_classes="
-                f"{source.num_classes}"
-            )
-    return sources
-
-
-def build_inputs(config: ConfigDict, train_source: Source, workdir: Path) -> input_rules.Inputs:
-    """The input rule; a mean image is computed over the training split once, into the workdir."""
-    mean_image = None
-    if config.data.mean == "image":
-        path = workdir / "statistics.npz"
-        if not path.exists() and jax.process_index() == 0:
-            _compute_statistics(config, train_source, path)
-        while not path.exists():  # the first process computes for all
-            time.sleep(1)
-        mean_image = statistics.load(path).mean_image
-    return input_rules.build(config.data, mean_image)
-
-
-def compute_statistics(config: ConfigDict, workdir: Path) -> statistics.Statistics:
-    """Mean image and RGB components of the training split, into `workdir/statistics.npz`."""
-    with workdirs.Writer(workdir):
-        source = open_source(config.data.source, config.data.train_split)
-        return _compute_statistics(config, source, workdir / "statistics.npz")
-
-
-def _compute_statistics(config: ConfigDict, source: Source, path: Path) -> statistics.Statistics:
-    def show(done: int, total: int) -> None:
-        if done == total or done % 100_000 < 256:
-            print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
-
-    result = statistics.compute(source, config.data, show)
-    result.save(path)
-    return result
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What a workdir has learnt.
-
-    Attributes:
-      config: of the run.
-      step: of the checkpoint.
-      tower: the network.
-      params: stacked by tower, NumPy.
-      inputs: how it sees images.
-      sources: `train` and `test`.
-    """
-
-    config: ConfigDict
-    step: int
-    tower: towers.Tower
-    params: dict
-    inputs: input_rules.Inputs
-    sources: dict[str, Source]
-
-
-def load(config: ConfigDict, workdir: Path) -> Trained:
-    """The newest whole checkpoint of `workdir`.
-
-    Raises:
-      UsageError: if there is none, or the data set is missing.
-    """
-    sources = open_sources(config)
-    tower = towers.build(config.model)
-    params = towers.init(tower, config.seed, config.data.crop_size)
-    like = init_state(params, optim.sgd_2012(config, 1, 1))
-    with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore_latest(like)
-    if restored is None:
-        raise UsageError(f"--workdir={workdir}: holds no checkpoint: run train first")
-    step, state, _ = restored
-    inputs = build_inputs(config, sources["train"], workdir)
-    return Trained(config, step, tower, state.params, inputs, sources)
-
-
 def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, Any]:
     """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
 
     Raises:
-      UsageError: as `load`.
+      UsageError: there is none, or the data set is missing.
     """
     placement = parallel.place(config)
-    run = load(config, workdir)
-    eval_step = evaluation.make_eval_step(run.tower, run.inputs, placement, views)
-    params = placement.put_towers(run.params)
-    fields = evaluation.evaluate(eval_step, params, run.sources[split], config, placement, views)
-    return {"step": run.step, "split": split, **fields}
+    source = open_sources(config)[split]
+    network = load(config, workdir)
+    eval_step = evaluation.make_eval_step(network.tower, network.inputs, placement, views)
+    params = placement.put_towers(network.params)
+    fields = evaluation.evaluate(eval_step, params, source, config, placement, views)
+    return {"step": network.step, "split": split, **fields}

@@ -137,7 +137,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any] | list[Any]) -> None:
     """Writes one of a workdir's JSON files, whole or not at all; one process does so for all."""
     if jax.process_index() > 0:
         return

@@ -13,7 +13,8 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers, tower
-from alexnet_jax.train import init_state, make_train_step, train_and_evaluate
+from alexnet_jax.state import init_state
+from alexnet_jax.train import make_train_step, train_and_evaluate
 from tests.support import PLACEMENTS, placement_of, tiny_config
 from tests.test_train import lines, log, short_config
 

@@ -17,7 +17,8 @@ from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers, tower
 from alexnet_jax.models.towers import merge_towers
-from alexnet_jax.train import init_state, make_train_step, train_and_evaluate
+from alexnet_jax.state import init_state
+from alexnet_jax.train import make_train_step, train_and_evaluate
 from tests.reference import grouped_network
 from tests.support import PLACEMENTS, placement_of, tiny_config
 

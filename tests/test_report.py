@@ -95,17 +95,19 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
 
 def test_predictions_are_those_of_the_test(run):
     root, result, _ = run
-    from alexnet_jax.train import load
+    from alexnet_jax.data.sources import open_sources
+    from alexnet_jax.trained import load
 
     config = report.from_json((root / "a run" / "config.json").read_text(), "")
     loaded = load(config, root / "a run")
-    seen = report.features_of(loaded, "test", None)
+    sources = open_sources(config)
+    seen = report.features_of(loaded, sources["test"], None)
     assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
     error = (seen.probabilities.argmax(1) != seen.label).mean()
     assert error == pytest.approx(result["test"]["top1_error"], abs=1e-6)
     assert seen.index.tolist() == list(range(40))
-    assert len(report.features_of(loaded, "train", 50).label) == 50
+    assert len(report.features_of(loaded, sources["train"], 50).label) == 50
 
 
 def test_without_its_images_the_page_says_so(run, tmp_path):

@@ -179,7 +179,8 @@ def test_the_full_network_takes_a_step_on_photographs(tmp_path):
 
     from alexnet_jax import inputs, optim, parallel, presets
     from alexnet_jax.models import tower
-    from alexnet_jax.train import init_state, make_train_step
+    from alexnet_jax.state import init_state
+    from alexnet_jax.train import make_train_step
 
     config = presets.get("article")
     config.placement = "pmap"

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
-from alexnet_jax import predict, presets, weights
+from alexnet_jax import predict, presets, trained, weights
 from alexnet_jax.__main__ import main
 from alexnet_jax.config import default
 from alexnet_jax.data import pipeline
@@ -81,7 +81,7 @@ def ours(found, images_BxSxSx3):
     from alexnet_jax import evaluate, parallel
     from tests.support import placement_of
 
-    net = predict.of_column(found)
+    net = trained.of_column(found)
     placement = placement_of("vmap")
     step = evaluate.make_predict_step(net.tower, net.inputs, placement, 1)
     return np.asarray(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from alexnet_jax.errors import UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
+_TEST = ("test", "validation", "val")
+"""What people call the images that are not trained on; any of them finds any other."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +47,18 @@ class Folder:
         return str(self.paths[index])
 
 
-def open_folder(path: str, split: str) -> Folder:
+def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
     """Opens PATH/SPLIT/CLASS/*.jpg, or a share of PATH/CLASS/*.jpg.
 
     Labels follow the sorted names of the classes of all splits, so that a class without a folder
     in one split does not shift the labels of the others.
 
-    Where PATH has no SPLIT folder but holds the classes themselves, every fifth image of each
-    class is `test` and the rest is `train`. They are counted in the order of a hash of their
-    names: the same on every machine, and unrelated to the order in which they were taken.
+    `test`, `validation` and `val` mean the same: the first of them that is there.
+
+    Where PATH has no SPLIT folder but holds the classes themselves, `test_fraction` of the images
+    of each class (every fifth, if it is 0.2) is `test` and the rest is `train`. They are counted in
+    the order of a hash of their names: the same on every machine, and unrelated to the order in
+    which they were taken.
 
     Raises:
       UsageError: there is no such folder or split, no image in it, or a class folder without one.
@@ -60,6 +66,8 @@ def open_folder(path: str, split: str) -> Folder:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UsageError(f"data.source: there is no folder {root}; give PATH of PATH/SPLIT/CLASS/*")
+    if split in _TEST:
+        split = next((name for name in (split, *_TEST) if (root / name).is_dir()), "test")
     divided = (root / split).is_dir()
     classes = _subfolders(root / split if divided else root)
     images = {folder.name: _images(folder) for folder in classes}
@@ -74,11 +82,14 @@ def open_folder(path: str, split: str) -> Folder:
     if divided:
         names.update(c.name for other in _subfolders(root) for c in _subfolders(other))
     else:
-        images = {name: _share(files, split) for name, files in images.items()}
+        images = {name: _share(files, split, test_fraction) for name, files in images.items()}
     class_names = tuple(sorted(names))
     pairs = [(p, i) for i, name in enumerate(class_names) for p in images.get(name, ())]
     if not pairs:
-        raise UsageError(f"{root}: a test split needs a class of five images or more, or {split}/")
+        raise UsageError(
+            f"{root}: no image is left for {split}: add some, or "
+            f"{split}/, or test on the same with --config.data.test_split=train"
+        )
     return Folder(
         name=f"folder:{path}",
         split=split,
@@ -99,10 +110,13 @@ def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) 
     raise UsageError(f"{root} has no split '{split}'; it has {has}")
 
 
-def _share(files: list[Path], split: str) -> list[Path]:
+def _share(files: list[Path], split: str, fraction: float) -> list[Path]:
     hashed = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
     # The fifth, not the first: a class of fewer than five images must not vanish from `train`.
-    return sorted(p for i, p in enumerate(hashed) if (i % 5 == 4) == (split == "test"))
+    tested = [math.floor((i + 1) * fraction + 1e-9) for i in range(-1, len(hashed))]
+    return sorted(
+        p for i, p in enumerate(hashed) if (tested[i + 1] > tested[i]) == (split == "test")
+    )
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import dataclasses
 from typing import Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
@@ -54,7 +55,43 @@ class Source(Protocol):
         ...
 
 
-def open_source(name: str, split: str) -> Source:
+def open_sources(config: ConfigDict) -> dict[str, Source]:
+    """The training and the test split of a run.
+
+    Raises:
+      UsageError: if a data set is missing, or its classes are not those of the network.
+    """
+    data = config.data
+    sources = {
+        "train": open_source(data.source, data.train_split, data.test_fraction),
+        "test": open_source(data.source, data.test_split, data.test_fraction),
+    }
+    for source in sources.values():
+        if source.num_classes != config.model.num_classes:
+            raise UsageError(
+                f"config.model.num_classes = {config.model.num_classes}, but {data.source} has "
+                f"{source.num_classes} classes: set --config.model.num_classes="
+                f"{source.num_classes}"
+            )
+    return sources
+
+
+def fit_classes(config: ConfigDict) -> ConfigDict:
+    """A run of as many classes as its folder has; of any other source as it is.
+
+    Of a data set by name the number is known before; of somebody's own images it is counted.
+    """
+    data = config.data
+    if not data.source.startswith(("folder:", "prepared:")):
+        return config
+    classes = open_source(data.source, data.train_split, data.test_fraction).num_classes
+    fitted = config.copy_and_resolve_references()
+    fitted.model.num_classes = classes
+    fitted.model.layers[fitted.model.layer_order[-1]].features = classes
+    return fitted
+
+
+def open_source(name: str, split: str, test_fraction: float = 0.2) -> Source:
     """Opens one split of a data set that is already on this machine; downloads nothing.
 
     Args:
@@ -62,6 +99,7 @@ def open_source(name: str, split: str) -> Source:
       split: `train` or `test` of the digits; a split of the data set, slices such as
         `train[:45000]` included, for TFDS; for folders a directory in PATH, or `train` and `test`
         where PATH holds the classes themselves.
+      test_fraction: of each class, in that last case.
 
     Raises:
       UsageError: the name, the data set or the split does not exist, or its files are damaged.
@@ -76,7 +114,7 @@ def open_source(name: str, split: str) -> Source:
     if kind == "folder" and rest:
         from alexnet_jax.data import folder_source
 
-        return folder_source.open_folder(rest, split)
+        return folder_source.open_folder(rest, split, test_fraction)
     if kind == "prepared" and rest:
         from alexnet_jax.data import prepared_source
 

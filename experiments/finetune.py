@@ -1,0 +1,49 @@
+"""Your own images, from a network that has learnt already: a workdir, .safetensors or .onnx.
+
+    python -m alexnet_jax train --config=experiments/finetune.py:runs/quickstart \
+        --config.data.source=folder:PATH --workdir=runs/mine
+
+The network, and how it sees images (crop, scale, mean, LRN), are the origin's; the last layer is
+new, for the classes of PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or of PATH/CLASS/*.jpg
+with a fifth of each kept for the test. --config.freeze="('conv1', 'conv2')" keeps layers as they
+are.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from alexnet_jax.config import default
+from alexnet_jax.errors import UsageError
+from alexnet_jax.trained import config_of, mean_of
+
+
+def get_config(origin: str = "") -> ConfigDict:
+    """The network and the conventions of `origin`, and a gentle rule of training."""
+    if not origin:
+        raise UsageError(
+            "name what to start from: --config=experiments/finetune.py:WORKDIR_OR_FILE"
+        )
+    theirs = config_of(Path(origin))
+    config = default()
+    config.init_from = origin
+    config.model = theirs.model
+    # So that the last layer follows the number of classes.
+    last = config.model.layer_order[-1]
+    with config.unlocked():
+        config.model.layers[last].features = config.model.get_oneway_ref("num_classes")
+    for name in ("image_size", "resize", "shrink", "crop_size", "scale"):
+        config.data[name] = theirs.data[name]
+    # Of a mean image the mean over its pixels: the images are others.
+    mean = mean_of(Path(origin)).reshape(-1, 3).mean(0)
+    config.data.update(mean="channel", channel_mean=tuple(map(float, mean.astype(np.float64))))
+    config.data.update(source="folder:images", test_split="test")
+
+    config.batch_size = 32
+    config.num_epochs = 20.0
+    config.log_every_steps = 5
+    config.checkpoint_every_steps = 500
+    config.optimizer.update(learning_rate=0.001, drop_epochs=(12.0, 17.0))
+    config.evaluate.every_epochs = 5.0
+    return config

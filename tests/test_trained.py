@@ -1,0 +1,220 @@
+"""Own images: classes that are counted, networks to start from, layers that stay."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alexnet_jax import trained, weights
+from alexnet_jax.__main__ import main
+from alexnet_jax.data.sources import fit_classes
+from alexnet_jax.errors import UsageError
+from alexnet_jax.train import train_and_evaluate
+from experiments import finetune
+from tests.support import png_folder
+from tests.test_train import lines, short_config
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A run over ten classes, and the same network as a file."""
+    root = tmp_path_factory.mktemp("origin")
+    config = short_config()
+    config.data.source = f"folder:{png_folder(root / 'images', 64)}"
+    config.placement, config.num_epochs = "vmap", 2.0
+    train_and_evaluate(config, root / "run")
+    network = trained.load(trained.config_of(root / "run"), root / "run")
+    weights.write(network.column(), root / "net.safetensors")
+    return root, network
+
+
+def folder_of(root, names, count=12):
+    """`root/CLASS/*.png`, without splits."""
+    for number, name in enumerate(names):
+        png_folder(root.parent / name, 10 * count, test=1, seed=number)
+        root.mkdir(exist_ok=True)
+        (root.parent / name / "train" / "0").rename(root / name)
+    return root
+
+
+def tuned(source, start, **changes):
+    config = finetune.get_config(str(start))
+    config.data.source, config.placement = f"folder:{source}", "vmap"
+    config.batch_size, config.num_epochs = 8, 2.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_classes_are_those_of_the_folder(tmp_path):
+    names = ("cat", "dog", "owl")
+    config = short_config()
+    config.data.source = f"folder:{folder_of(tmp_path / 'images', names)}"
+    assert config.model.num_classes == 10
+    config.placement, config.num_epochs, config.batch_size = "vmap", 1.0, 8
+    train_and_evaluate(config, tmp_path / "run")
+    assert trained.config_of(tmp_path / "run").model.num_classes == 3
+    network = trained.load(trained.config_of(tmp_path / "run"), tmp_path / "run")
+    assert network.class_names == names
+    # And of a data set by name they are not.
+    config.data.source = "digits"
+    assert fit_classes(config) is config
+
+
+def test_the_share_of_the_test_is_a_field(tmp_path):
+    from alexnet_jax.data.sources import open_sources
+
+    config = short_config()
+    config.data.source = f"folder:{folder_of(tmp_path / 'images', ('cat', 'dog'), 20)}"
+    for fraction, count in ((0.1, 4), (0.2, 8), (0.25, 10), (0.5, 20)):
+        config.data.test_fraction = fraction
+        sources = open_sources(fit_classes(config))
+        assert sources["test"].num_examples == count
+        paths = [set(sources[split].paths) for split in ("train", "test")]
+        assert len(paths[0] | paths[1]) == 40 and not paths[0] & paths[1]
+
+
+@pytest.mark.parametrize("name", ["run", "net.safetensors"])
+def test_a_run_starts_from_a_run_or_a_file(origin, tmp_path, name):
+    root, before = origin
+    images = folder_of(tmp_path / "images", ("cat", "dog"))
+    config = tuned(images, root / name, freeze=("conv1", "fc6"))
+    train_and_evaluate(config, tmp_path / "run")
+    after = trained.load(trained.config_of(tmp_path / "run"), tmp_path / "run")
+    assert after.config.model.num_classes == 2 and after.class_names == ("cat", "dog")
+    for layer, leaves in before.params.items():
+        for part, value in leaves.items():
+            now = after.params[layer][part]
+            if layer == "fc8":
+                assert now.shape[-1] == 2
+                continue
+            same = np.array_equal(now, value)
+            # What learns moves a little from where it started; what is frozen does not.
+            assert same == (layer in ("conv1", "fc6")), (layer, part)
+            assert np.abs(now - value).max() < 0.2, (layer, part)
+    # How it sees images came along.
+    assert after.config.data.scale == before.config.data.scale
+    np.testing.assert_allclose(after.inputs.mean, before.inputs.mean)
+
+
+def test_where_nothing_is_learnt_the_origin_is_what_it_was(origin, tmp_path):
+    """The same classes: the last layer is kept too."""
+    root, before = origin
+    config = tuned(root / "images", root / "run")
+    config.freeze = config.model.layer_order
+    train_and_evaluate(config, tmp_path / "run")
+    after = trained.load(trained.config_of(tmp_path / "run"), tmp_path / "run")
+    for layer, leaves in before.params.items():
+        for part, value in leaves.items():
+            np.testing.assert_array_equal(after.params[layer][part], value, err_msg=layer)
+
+
+def test_the_origin_may_go_once_the_run_has_saved(origin, tmp_path):
+    root, before = origin
+    weights.write(before.column(), tmp_path / "net.safetensors")
+    config = tuned(root / "images", tmp_path / "net.safetensors")
+    train_and_evaluate(config, tmp_path / "run")
+    (tmp_path / "net.safetensors").unlink()
+    config.num_epochs = 3.0
+    assert train_and_evaluate(config, tmp_path / "run")["steps"] == 24
+
+
+def test_what_cannot_be_started_from_is_named(origin, tmp_path):
+    root, _ = origin
+    images = folder_of(tmp_path / "images", ("cat", "dog"))
+    config = tuned(images, root / "run")
+    with pytest.raises(UsageError, match=r"config\.freeze holds fc8, which is new"):
+        config.freeze = ("fc8",)
+        train_and_evaluate(config, tmp_path / "a")
+    config.freeze = ("conv9",)
+    with pytest.raises(UsageError, match=r"config\.freeze holds 'conv9': the layers are conv1"):
+        train_and_evaluate(config, tmp_path / "b")
+    config.freeze, config.model.width = (), 0.25
+    with pytest.raises(UsageError, match=r"config.init_from.*conv1.kernel is \(2, 5, 5, 3, 3\)"):
+        train_and_evaluate(config, tmp_path / "c")
+    with pytest.raises(UsageError, match="nowhere: No such file"):
+        finetune.get_config(str(tmp_path / "nowhere"))
+
+
+def test_the_command_line_says_so_too(tmp_path, capsys):
+    assert main(["train", "--config=experiments/finetune.py", f"--workdir={tmp_path}"]) == 2
+    assert "name what to start from" in capsys.readouterr().err
+
+
+def test_events_are_the_lines_of_the_log_and_pictures(origin, tmp_path):
+    """Read back by TensorFlow's own reader of event files."""
+    import tensorflow as tf
+    from PIL import Image
+
+    config = short_config()
+    config.data.source = f"folder:{origin[0] / 'images'}"
+    config.placement, config.num_epochs, config.tensorboard = "vmap", 2.0, True
+    train_and_evaluate(config, tmp_path / "run")
+    scalars, pictures = {}, {}
+    (path,) = (tmp_path / "run" / "tensorboard").iterdir()
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            plugin = value.metadata.plugin_data.plugin_name
+            array = tf.make_ndarray(value.tensor)
+            if plugin == "scalars":
+                scalars[value.tag, event.step] = float(array)
+            elif plugin == "images":
+                pictures[value.tag, event.step] = array
+    log = lines(tmp_path / "run")
+    expected = {
+        (f"{line['split']}/{name}", line["step"]): value
+        for line in log
+        for name, value in line.items()
+        if name != "step" and isinstance(value, float | int)
+    }
+    assert scalars.keys() == expected.keys() and len(scalars) > 20
+    for key, value in expected.items():
+        assert scalars[key] == pytest.approx(value, rel=1e-6), key
+    tested = {line["step"] for line in log if line["split"] == "test"}
+    assert pictures.keys() == {(n, s) for n in ("conv1 kernels", "predictions") for s in tested}
+    for width, height, content in pictures.values():
+        import io
+
+        assert Image.open(io.BytesIO(content)).size == (int(width), int(height))
+
+
+def test_weights_and_biases_gets_the_same(origin, tmp_path, monkeypatch):
+    """A stand-in that only writes down what it is asked: no service is called by a test."""
+    import sys
+    import types
+
+    asked = []
+
+    class Run:
+        id = "a1"
+
+        def log(self, values, step):
+            asked.append((step, values))
+
+        def alert(self, title, text):
+            asked.append((0, {title: text}))
+
+        def finish(self):
+            asked.append("finished")
+
+    fake = types.SimpleNamespace(
+        init=lambda **settings: asked.append(settings) or Run(), Image=lambda image: image.size
+    )
+    config = short_config()
+    config.data.source = f"folder:{origin[0] / 'images'}"
+    config.placement, config.num_epochs, config.wandb_project = "vmap", 1.0, "towers"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        train_and_evaluate(config, tmp_path / "none")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    train_and_evaluate(config, tmp_path / "run")
+    assert asked[0]["project"] == "towers" and asked[0]["id"] is None and asked[-1] == "finished"
+    logged = {name: (step, v) for step, values in asked[1:-1] for name, v in values.items()}
+    last = [line for line in lines(tmp_path / "run") if line["split"] == "test"][-1]
+    assert logged["test/loss"] == (last["step"], last["loss"])
+    assert {"conv1 kernels", "predictions"} <= logged.keys()
+    # A resumed run goes on there.
+    config.num_epochs = 2.0
+    train_and_evaluate(config, tmp_path / "run")
+    assert [x["id"] for x in asked if isinstance(x, dict)] == [None, "a1"]
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"id": "a1"}
