@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test lint bench clean .venv
+.PHONY: quickstart test lint docs bench clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -14,6 +14,9 @@ test: .venv/done  ## Run the tests.
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+docs: .venv/done  ## Build the documentation into site/, warnings as errors.
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 
 bench: .venv/done benchmarks/.venv/done  ## Time the step beside PyTorch, TensorFlow, plain Flax.
 	$(RUN) benchmarks/run.py --torch_python=$(CURDIR)/benchmarks/.venv/bin/python
@@ -37,5 +40,5 @@ benchmarks/.venv/done: benchmarks/requirements.txt
 	touch $@
 
 clean:  ## Remove the environment and the caches, not the runs.
-	rm -rf .venv benchmarks/.venv .pytest_cache .ruff_cache
+	rm -rf .venv benchmarks/.venv site .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -170,6 +170,16 @@ def export(flag: flags.FlagValues) -> None:
     print(f"wrote {out}")
 
 
+def doctor(flag: flags.FlagValues) -> int:
+    """Print versions, devices, placement and data, and what to do about what is missing."""
+    del flag
+    from alexnet_jax import doctor as examination
+
+    found = examination.examine()
+    print(examination.table(found))
+    return 2 if any(finding.mend and finding.needed for finding in found) else 0
+
+
 def _network(flag: flags.FlagValues):
     """Of --workdir or --weights, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
@@ -215,6 +225,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
     "inspect": (inspect, ("config", "exchange"), "--config=experiments/imagenet.py"),
+    "doctor": (doctor, (), ""),
 }
 
 
@@ -321,12 +332,12 @@ def usage(verb: str | None = None) -> str:
         )
     fn, names, example = VERBS[verb]
     flag = flags.FlagValues()
-    takes = "[FLAGS] IMAGE..." if "images" in names else "[FLAGS]"
-    lines = [f"usage: {command} {verb} {takes}", "", (fn.__doc__ or "").strip(), ""]
+    takes = "[FLAGS] IMAGE..." if "images" in names else "[FLAGS]" if names else ""
+    lines = [f"usage: {command} {verb} {takes}".rstrip(), "", (fn.__doc__ or "").strip(), ""]
     for name in names:
         _define(name, flag)
-        lines.append(f"  --{name:<10}{flag[name].help}")
-    return "\n".join([*lines, "", f"example: {command} {verb} {example}"])
+        lines.append(f"  --{name:<12}{flag[name].help}")
+    return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
 
 
 def parse(verb: str, arguments: list[str]) -> flags.FlagValues:

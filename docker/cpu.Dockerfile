@@ -1,0 +1,12 @@
+# docker build -f docker/cpu.Dockerfile -t alexnet_jax .
+# docker run --rm -v "$PWD/runs:/work/runs" alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+FROM python:3.12-slim
+WORKDIR /work
+COPY requirements.txt .
+RUN pip install --no-cache-dir -r requirements.txt
+COPY . .
+RUN pip install --no-cache-dir --no-deps .
+# Data sets are mounted: -v ~/tensorflow_datasets:/data
+ENV TFDS_DATA_DIR=/data
+ENTRYPOINT ["python", "-m", "alexnet_jax"]
+CMD ["doctor"]

@@ -1,0 +1,217 @@
+"""Every command in the README and in the docs is run, as it is written there.
+
+Commands are the lines of fenced blocks without a language. They run page after page in one folder,
+as a reader would type them, with what makes them small appended; placeholders are there by their
+names: a folder PATH, and tiny data sets under the names of the real ones.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.__main__ import VERBS, main
+from tests.support import png_folder
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+TINY = ("--config.placement=vmap", "--config.num_epochs=1.0")
+SMALL = (*TINY, "--config.model.width=0.05", "--config.batch_size=4")
+LOW = ("--config.data.image_size=72", "--config.data.crop_size=67")
+# What is appended to which configuration, and what the commands of a verb need besides.
+APPENDED = {
+    "experiments/quickstart.py": TINY,
+    "experiments/cifar10.py": (*SMALL, "--config.batch_size=16"),
+    "experiments/imagenet.py": (*SMALL, *LOW),
+    "experiments/large_batch.py": (*LOW, "--config.model.width=0.05", "--config.batch_size=8",
+                                   "--config.num_epochs=1.0"),
+    "experiments/finetune.py": (*TINY, "--config.batch_size=8"),
+    "experiments/studies/components.py": (
+        "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
+        "--config.base.data.source=digits", "--config.base.data.train_split=train",
+        "--config.seeds=(0,)"),
+    "experiments/studies/figure1_relu_vs_tanh.py": (
+        "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
+        "--config.base.data.source=digits", "--config.seeds=(0,)"),
+}  # fmt: skip
+
+
+def commands():
+    """(page, command) of every fenced block that has no language, each command once."""
+    found = {}
+    for page in PAGES:
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
+            for line in re.sub(r"\\\n\s*", "", block).splitlines() if not language else ():
+                command = re.split(r"\s+# ", line)[0].strip()
+                if command and not command.startswith("#"):
+                    found.setdefault(command, page.name)
+    return [(page, command) for command, page in found.items()]
+
+
+COMMANDS = commands()
+
+
+def tfds_folder(root, name, version, classes, splits, size):
+    """A data set of noise as TFDS would have prepared it."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    form = "png" if name == "cifar10" else "jpeg"
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=form),
+            "label": tfds.features.ClassLabel(names=[f"c{i:04d}" for i in range(classes)]),
+        }
+    )
+    rng, infos = np.random.default_rng(0), []
+    for split, count in splits.items():
+        path = folder / f"{name}-{split}.tfrecord-00000-of-00001"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for i in range(count):
+                image = {"image": rng.integers(0, 256, size, np.uint8), "label": i % classes}
+                writer.write(features.serialize_example(features.encode_example(image)))
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name=name, split=split, filetype_suffix="tfrecord"
+        )
+        infos.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=[count], num_bytes=0, filename_template=template
+            )
+        )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=infos, supervised_keys=("image", "label")
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A copy of what commands name, to be run in."""
+    root = tmp_path_factory.mktemp("as typed")
+    for name in ("experiments", "results"):
+        shutil.copytree(ROOT / name, root / name)
+    png_folder(root / "PATH", 40, test=10)
+    data = root / "tensorflow_datasets"
+    tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
+    tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(root / "photo.jpg")
+    return root
+
+
+def is_verb(command):
+    return command.startswith("python -m alexnet_jax ")
+
+
+def test_there_are_commands_and_of_every_verb():
+    verbs = {command.split()[3] for _, command in COMMANDS if is_verb(command)}
+    # `bench` says how fast a machine is; a test runs it (test_cli.py), and no page needs it.
+    assert len(COMMANDS) > 30 and verbs >= VERBS.keys() - {"bench"}
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tensorflow_datasets"))
+    return place
+
+
+@pytest.mark.parametrize("page,command", COMMANDS)
+def test_it_runs_as_written(here, page, command, capsys):
+    words = shlex.split(command)
+    if words[0] == "make":
+        # What it would do; the verbs among it are run like all others, the rest by CI.
+        done = subprocess.run(
+            ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            if "-m alexnet_jax " in line:
+                verb(["python", *shlex.split(line)[1:]], capsys)
+    elif is_verb(command):
+        verb(words, capsys)
+    elif command == "pip install .":
+        install(here)
+    elif words[:2] == ["python", "-c"]:
+        done = subprocess.run(
+            [sys.executable, *words[1:]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    else:
+        pytest.fail(f"{page}: no test knows how to run {command!r}")
+
+
+def verb(words, capsys):
+    """Runs one in this process, small."""
+    arguments = words[3:]
+    config = next((a for a in arguments if a.startswith("--config=")), "")
+    file = config.removeprefix("--config=").partition(":")[0]
+    if file and arguments[0] != "inspect":
+        arguments += APPENDED[file]
+    elif "--exchange" in arguments:
+        arguments += ["--config.model.width=0.05", "--config.placement=pmap"]
+    if "--config.distributed.enabled=True" in arguments:
+        return alone(arguments)
+    if arguments[0] == "study" and "--table_only" not in arguments:
+        arguments += ["--part=11/11"]  # one run of them
+    if "--table_only" in arguments:
+        arguments = [a for a in arguments if not a.startswith(("--config.base", "--config.seeds"))]
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    assert code == 0, err[-2000:]
+    return out
+
+
+def alone(arguments):
+    """A run of several hosts, of which this is all, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments += [
+        f"--config.distributed.coordinator=localhost:{port}",
+        "--config.distributed.process_count=1", "--config.distributed.process_id=0",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "alexnet_jax", *arguments], capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def install(folder):
+    """The package alone, somewhere else: it must hold all that it needs."""
+    target = folder / "installed"
+    source = folder / "source"  # a build leaves files behind
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "alexnet_jax", source / "alexnet_jax")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*pip, f"--target={target}", "."], cwd=source, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for path in (ROOT / "alexnet_jax").rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert (target / path.relative_to(ROOT)).is_file(), path
+    code = (
+        "import sys, alexnet_jax, alexnet_jax.__main__ as m; assert m.main(['--help']) == 0;"
+        "assert not {'jax', 'tensorflow'} & set(sys.modules);"
+        "from alexnet_jax import report, weights; weights.imagenet_classes();"
+        "print(alexnet_jax.__file__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(target)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(target))
