@@ -343,20 +343,35 @@ def _validate_distributed(distributed: ConfigDict) -> None:
         )
 
 
+_LATER = ("init_from", "freeze", "tensorboard", "wandb_project", "data.test_fraction")
+"""Fields that runs of before lack; what they did is what the defaults say."""
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The same configuration, with the fields that did not exist when it was written."""
+    for path in _LATER:
+        *groups, field = path.split(".")
+        group = _get(config, ".".join(groups)) if groups else config
+        if field not in group:
+            group[field] = _get(default(), path)
+    return config
+
+
+def tuples(value: Any) -> Any:
+    """What JSON read, with tuples for its lists."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+
+
 def from_json(text: str, name: str) -> ConfigDict:
     """The configuration that a run wrote to `name`.
 
     Raises:
       UsageError: if it is not one.
     """
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
-
     try:
-        config = ConfigDict(tuples(json.loads(text))).lock()
+        config = completed(ConfigDict(tuples(json.loads(text)))).lock()
         validate(config)
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error

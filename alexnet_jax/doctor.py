@@ -115,10 +115,10 @@ def data_sets() -> list[Finding]:
     for name in ("cifar10", "imagenet2012"):
         versions = sorted(path.parent.name for path in root.glob(f"{name}/*/dataset_info.json"))
         mend = ""
-        if not versions:
+        if not versions and name == "imagenet2012":
+            mend = "cannot be downloaded without an account: docs/data.md has the steps"
+        elif not versions:
             mend = f"python -c \"import tensorflow_datasets as tfds; tfds.load('{name}')\""
-            if name == "imagenet2012":
-                mend += ", after its archives are in downloads/manual: see the docs on data"
         text = f"{', '.join(versions)} in {root}" if versions else f"not in {root}"
         found.append(Finding(name, text, mend))
     return found

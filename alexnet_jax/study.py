@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
-from alexnet_jax.config import validate
+from alexnet_jax.config import completed, tuples, validate
 from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.metrics import LOG
@@ -74,13 +74,9 @@ def study(
 
 def from_json(content: dict[str, Any]) -> ConfigDict:
     """The study that `write` left in `study.json`."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: tuples(item) for key, item in value.items()}
-        return tuple(tuples(item) for item in value) if isinstance(value, list) else value
-
-    config = ConfigDict(tuples(content)).lock()
+    config = ConfigDict(tuples(content))
+    completed(config.base)
+    config.lock()
     check(config)
     return config
 
@@ -195,8 +191,9 @@ def finished(workdir: Path) -> bool:
 def _check_same(workdir: Path, wanted: ConfigDict) -> None:
     """A finished run must be the one that the study describes."""
     try:
-        before = flat(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError) as error:
+        found = completed(ConfigDict(json.loads((workdir / "config.json").read_text())))
+        before = flat(json.loads(found.to_json()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{workdir / 'config.json'}: {error}; remove {workdir}") from error
     now = flat(json.loads(wanted.to_json()))
     for name in sorted(before.keys() | now.keys()):

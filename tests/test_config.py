@@ -1,5 +1,6 @@
 """Every field is read by something, and survives its own JSON."""
 
+import json
 import re
 from pathlib import Path
 
@@ -112,3 +113,14 @@ def test_every_experiment_is_a_run_that_would_start(name):
 def test_a_mistyped_field_cannot_be_set():
     with pytest.raises(AttributeError, match="learning_rate"):
         default().optimizer.learning_rat = 0.1
+
+
+def test_a_configuration_of_before_has_what_came_later():
+    """As a run wrote it that knew nothing of the fields."""
+    config = json.loads(default().to_json())
+    del config["init_from"], config["freeze"], config["data"]["test_fraction"]
+    found = from_json(json.dumps(config), "config.json")
+    assert found.init_from == "" and found.freeze == () and found.data.test_fraction == 0.2
+    del config["batch_size"]
+    with pytest.raises(UsageError, match="batch_size is missing"):
+        from_json(json.dumps(config), "config.json")

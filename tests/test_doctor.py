@@ -26,7 +26,7 @@ def test_a_sound_machine_needs_nothing(capsys):
     assert "MISSING" not in text
     assert f"jax                  {metadata.version('jax')}" in text
     assert "8 cpu" in text and "auto is mesh" in text  # the devices that tests make
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.parametrize(
