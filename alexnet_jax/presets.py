@@ -179,7 +179,7 @@ def row_170(config: ConfigDict) -> None:
 
 
 def row_170_256_double(config: ConfigDict) -> None:
-    """#170 with batch 256 and doubled rates: "matches #170 exactly"; centre crop 42.27 / 19.66."""
+    """170 with batch 256 and doubled rates: "matches #170 exactly"; centre crop 42.27 / 19.66."""
     row_170(config)
     config.batch_size = 256
     config.num_epochs = 84.0
@@ -187,21 +187,21 @@ def row_170_256_double(config: ConfigDict) -> None:
 
 
 def row_166(config: ConfigDict) -> None:
-    """#170 with both norms of conv2 before its ReLU, dexp[1000, 4]: 41.096 / 18.674."""
+    """170 with both norms of conv2 before its ReLU, dexp[1000, 4]: 41.096 / 18.674."""
     row_170(config)
     config.optimizer.exponential_factor = 1000.0
     config.model.layers.conv2.then = ("lrn", "within_map_norm", "activation", "max_pool")
 
 
 def row_167(config: ConfigDict) -> None:
-    """#170 with no norm after conv2, dexp[1000, 4]: 40.488 / 18.118."""
+    """170 with no norm after conv2, dexp[1000, 4]: 40.488 / 18.118."""
     row_170(config)
     config.optimizer.exponential_factor = 1000.0
     _without_norms(config, "conv2")
 
 
 def row_177(config: ConfigDict) -> None:
-    """#170 with dropout on conv4 as well: 40.690 / 18.304."""
+    """170 with dropout on conv4 as well: 40.690 / 18.304."""
     row_170(config)
     config.model.layers.conv4.then = ("activation", "dropout")
 

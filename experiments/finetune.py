@@ -1,6 +1,6 @@
 """Your own images, from a network that has learnt already: a workdir, .safetensors or .onnx.
 
-    python -m alexnet_jax train --config=experiments/finetune.py:runs/quickstart \
+    python -m alexnet_jax train --config=experiments/finetune.py:bvlcalexnet.onnx \
         --config.data.source=folder:PATH --workdir=runs/mine
 
 The network, and how it sees images (crop, scale, mean, LRN), are the origin's; the last layer is

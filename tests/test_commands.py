@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from alexnet_jax import weights
 from alexnet_jax.__main__ import VERBS, main
-from tests.support import png_folder
+from alexnet_jax.models import tower as towers
+from tests.support import png_folder, tiny_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,7 +105,11 @@ def place(tmp_path_factory):
     data = root / "tensorflow_datasets"
     tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
     tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
-    Image.new("RGB", (50, 40), (200, 30, 30)).save(root / "photo.jpg")
+    config = tiny_config()
+    tower = towers.build(config.model)
+    params = towers.init(tower, 0, config.data.crop_size)
+    found = weights.column(config, params, np.float32(config.data.channel_mean), ())
+    weights.write(found, root / "network.onnx")
     return root
 
 

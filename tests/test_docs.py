@@ -29,7 +29,9 @@ def test_every_row_of_the_fault_table_names_tests_that_exist():
     assert count >= 30
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/faults.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
