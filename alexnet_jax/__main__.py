@@ -39,21 +39,23 @@ def train(flag: flags.FlagValues) -> None:
 
 def evaluate(flag: flags.FlagValues) -> None:
     """Test a trained network on a whole split: centre crop, or ten views as well."""
-    workdir = Path(flag.workdir)
-    config = _config_of(workdir)
-    _start(config)
     from alexnet_jax.train import evaluate_workdir
+    from alexnet_jax.trained import config_of
 
+    workdir = Path(flag.workdir)
+    config = config_of(workdir)
+    _start(config)
     print(json.dumps(evaluate_workdir(config, workdir, int(flag.views), flag.split), indent=2))
 
 
 def verify(flag: flags.FlagValues) -> int:
     """Run the first steps of a workdir again, and compare losses and checksums to its log."""
-    workdir = Path(flag.workdir)
-    config = _config_of(workdir)
-    _start(config)
+    from alexnet_jax.trained import config_of
     from alexnet_jax.verify import verify as compare
 
+    workdir = Path(flag.workdir)
+    config = config_of(workdir)
+    _start(config)
     verdict = compare(config, workdir, flag.until)
     print(verdict.text())
     return 0 if verdict.same else NOT_THE_SAME
@@ -140,11 +142,12 @@ def study(flag: flags.FlagValues) -> int:
 
 def report(flag: flags.FlagValues) -> None:
     """Write one page about a run or a study: curves, kernels, predictions, confusions."""
+    from alexnet_jax import report as pages
+    from alexnet_jax.trained import config_of
+
     workdir = Path(flag.workdir)
     if (workdir / "config.json").is_file():
-        _start(_config_of(workdir))
-    from alexnet_jax import report as pages
-
+        _start(config_of(workdir))
     print(f"wrote {pages.write(workdir)}")
 
 
@@ -300,18 +303,6 @@ def _part(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
     return int(match[1]), int(match[2])
-
-
-def _config_of(workdir: Path) -> ConfigDict:
-    try:
-        text = (workdir / "config.json").read_text()
-    except OSError as error:
-        raise UsageError(
-            f"--workdir={workdir}: {error.strerror}: name a folder that `train` wrote"
-        ) from error
-    from alexnet_jax.config import from_json
-
-    return from_json(text, str(workdir / "config.json"))
 
 
 def usage(verb: str | None = None) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from alexnet_jax import figures, study
-from alexnet_jax.config import default, from_json
+from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
 from alexnet_jax.metrics import LOG
 from alexnet_jax.predict import five_best
@@ -50,7 +50,9 @@ def write(folder: Path) -> Path:
 
 def run_page(workdir: Path) -> str:
     """The page of a run: curves, kernels, predictions, neighbours, confusion, config."""
-    config = from_json((workdir / "config.json").read_text(), str(workdir / "config.json"))
+    from alexnet_jax.trained import config_of
+
+    config = config_of(workdir)
     log = read_log(workdir)
     env, result = _json(workdir / "env.json"), _json(workdir / "result.json")
     about: dict[str, Any] = {"images": None, "why_not": ""}

@@ -92,7 +92,7 @@ def load(config: ConfigDict, origin: Path) -> Network:
     with Checkpoints(origin) as checkpoints:
         restored = checkpoints.restore_latest(like)
     if restored is None:
-        raise UsageError(f"--workdir={origin}: holds no checkpoint: run train first")
+        raise UsageError(f"{origin}: holds no checkpoint: run train first")
     step, state, _ = restored
     inputs = input_rules.of_run(config, origin)
     return Network(config, tower, state.params, inputs, _class_names(config, origin), step)

@@ -96,9 +96,9 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
 def test_predictions_are_those_of_the_test(run):
     root, result, _ = run
     from alexnet_jax.data.sources import open_sources
-    from alexnet_jax.trained import load
+    from alexnet_jax.trained import config_of, load
 
-    config = report.from_json((root / "a run" / "config.json").read_text(), "")
+    config = config_of(root / "a run")
     loaded = load(config, root / "a run")
     sources = open_sources(config)
     seen = report.features_of(loaded, sources["test"], None)
