@@ -232,53 +232,60 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 }
 
 
+_COUNT = {"lower_bound": 1}
+_FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
+    "workdir": (flags.DEFINE_string, None, "The folder that holds everything about the run.", {}),
+    "weights": (
+        flags.DEFINE_string, "",
+        "Instead of a workdir: FILE.safetensors or FILE.onnx, ours or of others.", {},
+    ),
+    "out": (flags.DEFINE_string, None, "The file or folder to write.", {}),
+    "views": (
+        flags.DEFINE_enum, "1", "Centre crop; nine or ten views too.",
+        {"enum_values": ["1", "9", "10"]},
+    ),
+    "split": (
+        flags.DEFINE_enum, "test", "Which part of the data.", {"enum_values": ["test", "train"]},
+    ),
+    "json": (flags.DEFINE_bool, False, "A line of JSON an image, for programs.", {}),
+    "images": (
+        flags.DEFINE_multi_string, [],
+        "Files, folders or patterns; the word --images is not needed.", {},
+    ),
+    "profile": (
+        flags.DEFINE_string, "", "M:N: trace steps M to N into WORKDIR/profile.", {},
+    ),
+    "part": (
+        flags.DEFINE_string, "1/1",
+        "K/N: run every N-th run from the K-th on, so that N machines share a study.", {},
+    ),
+    "table_only": (
+        flags.DEFINE_bool, False,
+        "Run nothing: make the table and the figure from the logs there are.", {},
+    ),
+    "until": (
+        flags.DEFINE_integer, 0,
+        "The last step to run again; 0: up to the first checkpoint that was logged.",
+        {"lower_bound": 0},
+    ),
+    "exchange": (
+        flags.DEFINE_bool, False,
+        "Instead: what the devices send each other, by arithmetic and as compiled.", {},
+    ),
+    "rounds": (flags.DEFINE_integer, 5, "How often each thing is measured.", _COUNT),
+    "steps": (flags.DEFINE_integer, 5, "Steps a measurement.", _COUNT),
+}  # fmt: skip
+
+
 def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = None) -> None:
     if name == "config":
         config_flags.DEFINE_config_file(
             "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
             flag_values=flag, sys_argv=["alexnet_jax", *(arguments or [])],
         )  # fmt: skip
-    elif name == "workdir":
-        flags.DEFINE_string(
-            "workdir", None, "The folder that holds everything about the run.", flag_values=flag
-        )
-    elif name == "views":
-        flags.DEFINE_enum(
-            "views", "1", ["1", "9", "10"], "Centre crop; nine or ten views too.", flag_values=flag
-        )
-    elif name == "out":
-        flags.DEFINE_string("out", None, "The folder to write.", flag_values=flag)
-    elif name == "profile":
-        flags.DEFINE_string(
-            "profile", "", "M:N: trace steps M to N into WORKDIR/profile.", flag_values=flag
-        )
-    elif name == "weights":
-        text = "Instead of a workdir: FILE.safetensors or FILE.onnx, ours or of others."
-        flags.DEFINE_string("weights", "", text, flag_values=flag)
-    elif name == "json":
-        flags.DEFINE_bool("json", False, "A line of JSON an image, for programs.", flag_values=flag)
-    elif name == "images":
-        text = "Files, folders or patterns; the word --images itself is not needed."
-        flags.DEFINE_multi_string("images", [], text, flag_values=flag)
-    elif name == "part":
-        text = "K/N: run every N-th run from the K-th on, so that N machines share a study."
-        flags.DEFINE_string("part", "1/1", text, flag_values=flag)
-    elif name == "table_only":
-        text = "Run nothing: make the table and the figure from the logs there are."
-        flags.DEFINE_bool("table_only", False, text, flag_values=flag)
-    elif name == "until":
-        text = "The last step to run again; 0: up to the first checkpoint that was logged."
-        flags.DEFINE_integer("until", 0, text, lower_bound=0, flag_values=flag)
-    elif name == "exchange":
-        text = "Instead: what the devices send each other, by arithmetic and as compiled."
-        flags.DEFINE_bool("exchange", False, text, flag_values=flag)
-    elif name in ("rounds", "steps"):
-        text = "How often each thing is measured." if name == "rounds" else "Steps a measurement."
-        flags.DEFINE_integer(name, 5, text, lower_bound=1, flag_values=flag)
-    elif name == "split":
-        flags.DEFINE_enum(
-            "split", "test", ["test", "train"], "Which part of the data.", flag_values=flag
-        )
+    else:
+        define, default, text, more = _FLAGS[name]
+        define(name, default, help=text, flag_values=flag, **more)
 
 
 def _start(config: ConfigDict) -> None:
@@ -327,7 +334,9 @@ def usage(verb: str | None = None) -> str:
     lines = [f"usage: {command} {verb} {takes}".rstrip(), "", (fn.__doc__ or "").strip(), ""]
     for name in names:
         _define(name, flag)
-        lines.append(f"  --{name:<12}{flag[name].help}")
+        # Of flags that may be repeated absl says so in a line of its own.
+        text = flag[name].help.partition(";\n")[0]
+        lines.append(f"  --{name:<12}{text}")
     return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
 
 
