@@ -147,10 +147,7 @@ def test_it_runs_as_written(here, page, command, capsys):
     elif command == "pip install .":
         install(here)
     elif words[:2] == ["python", "-c"]:
-        done = subprocess.run(
-            [sys.executable, *words[1:]], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        exec(words[2], {})
     else:
         pytest.fail(f"{page}: no test knows how to run {command!r}")
 

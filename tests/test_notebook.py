@@ -18,6 +18,6 @@ def test_it_trains_the_small_network_and_shows_its_kernels(monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     text = "".join(output.get("text", "") for output in outputs)
     devices, error = re.search(r"pmap, (\d) devices; test error ([\d.]+)", text).groups()
-    assert devices == "2" and float(error) < 0.2  # of ten digits; a guess is 0.9
+    assert devices == "2" and float(error) < 0.5  # of ten digits; a guess is 0.9
     pictures = [o["data"]["image/svg+xml"] for o in outputs if "image/svg+xml" in o.get("data", {})]
     assert len(pictures) == 3 and all("<image" in p or "<path" in p for p in pictures)
