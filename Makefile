@@ -2,14 +2,17 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test lint docs bench clean .venv
+.PHONY: quickstart test test-all lint docs bench clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
 	$(RUN) -m alexnet_jax report --workdir=runs/quickstart
 
 test: .venv/done  ## Run the tests.
-	$(RUN) -m pytest -n 2 --dist loadfile
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
 
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .

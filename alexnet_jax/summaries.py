@@ -8,20 +8,22 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from alexnet_jax import evaluate, figures, parallel
+from alexnet_jax import evaluate, parallel
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import Source
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 from alexnet_jax.predict import five_best
 from alexnet_jax.trained import Network
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SAMPLES = 8
 FOLDER = "tensorboard"
@@ -34,7 +36,7 @@ class Sink(Protocol):
         """A line of the log: numbers, and the text of a warning."""
         ...
 
-    def picture(self, step: int, name: str, figure: Figure) -> None:
+    def picture(self, step: int, name: str, figure: "Figure") -> None:
         """What a figure shows at a step."""
         ...
 
@@ -68,7 +70,7 @@ def scalars(fields: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """A figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -94,7 +96,7 @@ class TensorBoard:
         if "warning" in fields:
             self._write("text", fields["step"], "warning", np.array([fields["warning"]], object))
 
-    def picture(self, step: int, name: str, figure: Figure) -> None:
+    def picture(self, step: int, name: str, figure: "Figure") -> None:
         """See `Sink`."""
         width, height = (str(int(100 * side)) for side in figure.get_size_inches())
         self._write("images", step, name, np.array([width, height, png(figure)], object))
@@ -141,7 +143,7 @@ class WeightsAndBiases:
         if "warning" in fields:
             self._run.alert(title="warning", text=fields["warning"])
 
-    def picture(self, step: int, name: str, figure: Figure) -> None:
+    def picture(self, step: int, name: str, figure: "Figure") -> None:
         """See `Sink`."""
         buffer = io.BytesIO(png(figure))
         from PIL import Image
@@ -186,6 +188,9 @@ class Pictures:
         """Of the parameters on the devices after a step."""
         if not self._sinks:
             return
+        # Takes half a second to import, which most runs do not need.
+        from alexnet_jax import figures
+
         names = self._network.class_names
         kernels = parallel.to_host(params[self._network.tower.layers[0].name]["kernel"])
         batch = self._placement.put_batch(self._batch)

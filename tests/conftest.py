@@ -1,7 +1,9 @@
-"""Eight host devices for every test, set before JAX starts."""
+"""Eight host devices for every test, set before JAX starts; and which tests are slow."""
 
 import os
 import tempfile
+
+import pytest
 
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 "
@@ -15,3 +17,34 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+SLOW = (
+    "test_multihost.py::test_one_lost",
+    "test_parallel.py::test_twenty_steps",
+    "test_parallel.py::test_a_checkpoint_walks",
+    "test_parallel.py::test_loss_and_every_gradient_equal_the_merged_network[partial_sums]",
+    "test_parallel.py::test_a_batch_in_parts_gives_the_same_losses[vmap",
+    "test_faults.py::test_killed_at_random",
+    "test_faults.py::test_one_of_two",
+    "test_faults.py::test_runs_leave_no_files",
+    "test_faults.py::test_a_signal_ends_the_step_saves_and_says_so[2]",
+    "test_not_finite.py::test_a_gradient_of_one_tower_stops_all[mesh",
+    "test_evaluate.py::test_evaluation_is_the_mean_over_every_example[1]",
+    "test_presets.py::test_the_first_loss_is_in_the_known_range[article]",
+    "test_presets.py::test_the_first_loss_is_in_the_known_range[caffe]",
+    "test_presets.py::test_the_first_loss_is_in_the_known_range[paper]",
+    "test_train.py::test_bfloat16",
+    "test_study.py::test_killed_and_started",
+    "test_study.py::test_seeds_share",
+    "test_exchange.py::test_parts_of_a_batch",
+    "test_numpy_reference.py::test_gradients_equal_differences_of_the_network_by_hand[caffe]",
+    "test_numpy_reference.py::test_gradients_equal_differences_of_the_network_by_hand[paper]",
+)
+"""Most of half a minute each and more: `make test-all` runs them too, `make test` (and CI) does not."""
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what is slow: the list above, and whatever is marked where it is written."""
+    for item in items:
+        if any(name in item.nodeid for name in SLOW):
+            item.add_marker(pytest.mark.slow)

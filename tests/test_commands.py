@@ -130,7 +130,22 @@ def here(place, monkeypatch):
     return place
 
 
-@pytest.mark.parametrize("page,command", COMMANDS)
+SLOW = ("experiments/imagenet.py:", "experiments/cifar10.py", "large_batch", "runs/source")
+"""Of commands that train, or need one that does: `make test-all` runs them."""
+
+
+def slow(command):
+    trains = " train " in command or "runs/source" in command or "prepare " in command
+    return trains and any(name in command for name in SLOW)
+
+
+@pytest.mark.parametrize(
+    "page,command",
+    [
+        pytest.param(page, command, marks=[pytest.mark.slow] if slow(command) else [])
+        for page, command in COMMANDS
+    ],
+)
 def test_it_runs_as_written(here, page, command, capsys):
     words = shlex.split(command)
     if words[0] == "make":

@@ -200,7 +200,9 @@ def test_runs_leave_no_files_or_threads_behind(tmp_path):
         train_and_evaluate(short_config(), tmp_path / str(number))
         time.sleep(0.2)
         seen.append(count())
-    assert all(np.subtract(seen[2], seen[1]) <= 2), seen
+    # Pools of threads fill up now and then; what leaks grows with every run.
+    grown = np.diff(seen, axis=0).min(0)
+    assert all(grown <= 0), seen
 
 
 def test_the_first_steps_of_a_run_are_what_its_log_says(tmp_path, capsys, monkeypatch):

@@ -322,8 +322,9 @@ def test_what_is_no_source_or_no_split_is_an_error(tmp_path):
         ("folder:", "train", "no source is called 'folder:'"),
         ("tfds:", "train", "no source is called 'tfds:'"),
         (f"folder:{tmp_path / 'divided'}", "test", "no split 'test'; it has train"),
-        (f"folder:{tmp_path / 'plain'}", "val", "no split 'val'; it has train, test"),
-        (f"folder:{tmp_path / 'plain'}", "test", "a class of five images"),
+        (f"folder:{tmp_path / 'plain'}", "all", "no split 'all'; it has train, test"),
+        (f"folder:{tmp_path / 'plain'}", "test", "no image is left for test"),
+        (f"folder:{tmp_path / 'plain'}", "val", "no image is left for test"),
         (f"folder:{tmp_path / 'none'}", "train", "has no class folders"),
     ):
         with pytest.raises(UsageError, match=says):
