@@ -22,7 +22,7 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.study import study
 
 CONVNETS = runpy.run_path(str(Path(__file__).parents[1] / "cifar10_2012.py"))
-RATES = {"relu": (0.0003, 0.001, 0.003), "tanh": (0.003, 0.01, 0.03)}
+RATES = {"relu": (0.0003, 0.001, 0.003, 0.01), "tanh": (0.003, 0.01, 0.03)}
 TUNING_EPOCHS = 8.0
 BEST = {"relu": 0.003, "tanh": 0.01}  # see results/figure1/rates
 TARGET = 0.25
