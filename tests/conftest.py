@@ -40,7 +40,7 @@ SLOW = (
     "test_numpy_reference.py::test_gradients_equal_differences_of_the_network_by_hand[caffe]",
     "test_numpy_reference.py::test_gradients_equal_differences_of_the_network_by_hand[paper]",
 )
-"""Of ten seconds to a minute and a half: `make test-all` runs them, `make test` (and CI) does not."""
+"""Of ten seconds to a minute and a half: `make test-all` runs them, `make test` and CI do not."""
 
 
 def pytest_collection_modifyitems(items):
