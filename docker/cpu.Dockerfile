@@ -1,7 +1,7 @@
 # docker build -f docker/cpu.Dockerfile -t alexnet_jax .
-# docker run --rm -v "$PWD/runs:/work/runs" alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+# docker run --rm -v "$PWD/runs:/alexnet_jax/runs" alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
 FROM python:3.12-slim
-WORKDIR /work
+WORKDIR /alexnet_jax
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .

@@ -1,10 +1,10 @@
 # docker build -f docker/cuda.Dockerfile -t alexnet_jax:cuda .
-# docker run --rm --gpus=all -v "$PWD/runs:/work/runs" -v ~/tensorflow_datasets:/data \
+# docker run --rm --gpus=all -v "$PWD/runs:/alexnet_jax/runs" -v ~/tensorflow_datasets:/data \
 #   alexnet_jax:cuda train --config=experiments/imagenet.py:source --workdir=runs/source
 #
 # JAX brings CUDA along as packages; the host needs NVIDIA's driver and container toolkit only.
 FROM python:3.12-slim
-WORKDIR /work
+WORKDIR /alexnet_jax
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt \
  && pip install --no-cache-dir "jax[cuda13]==$(python -c 'import importlib.metadata as m; print(m.version("jax"))')"
