@@ -84,8 +84,13 @@ def build(data: ConfigDict, mean_image: np.ndarray | None) -> Inputs:
         mean = np.asarray(mean_image, np.float32)[offset : offset + crop, offset : offset + crop]
     else:
         mean = np.asarray(data.channel_mean, np.float32)
+    return with_mean(data, mean)
+
+
+def with_mean(data: ConfigDict, mean: np.ndarray) -> Inputs:
+    """The input rule of `config.data` with a mean of its own: `[3]` or `[crop, crop, 3]`."""
     divisor = 1.1 if data.colour.rule == "source" else 1.0
-    return Inputs(mean, data.scale, divisor, size, crop)
+    return Inputs(mean, data.scale, divisor, data.image_size, data.crop_size)
 
 
 def of_run(config: ConfigDict, workdir: Path) -> Inputs:

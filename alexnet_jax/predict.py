@@ -75,18 +75,25 @@ def predict(
                 yield paths[index], probabilities[i]
 
 
-def best(probabilities: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, float]]:
-    """The five best classes with their probabilities, best first."""
+def best(probabilities: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, str, float]]:
+    """(number, name, probability) of the five best classes, best first.
+
+    Args:
+      probabilities: `[classes]`.
+      names: one a class; without any a class is called by its number.
+    """
     order = np.argsort(-probabilities, kind="stable")[:BEST]
-    return [(shown_name(names[i]), float(probabilities[i])) for i in order]
+    return [
+        (int(i), shown_name(names[i]) if names else str(i), float(probabilities[i])) for i in order
+    ]
 
 
 def five_best(
     probabilities: np.ndarray, names: tuple[str, ...], label: int
 ) -> list[tuple[str, float, bool]]:
-    """(class, percent, whether it is `label`), most probable first."""
-    order = np.argsort(-probabilities, kind="stable")[:BEST]
-    return [(names[i], float(100 * probabilities[i]), bool(i == label)) for i in order]
+    """(name, percent, whether it is `label`) of the five best classes, as figures show them."""
+    found = best(probabilities, names)
+    return [(name, 100 * probability, number == label) for number, name, probability in found]
 
 
 def shown_name(name: str) -> str:
@@ -99,13 +106,12 @@ def _wnids() -> dict[str, str]:
     return {line.partition(" ")[0]: line for line in weights.imagenet_classes()}
 
 
-def as_json(path: Path, found: list[tuple[str, float]]) -> str:
-    """One line for programs."""
-    rows: list[dict[str, Any]] = [{"class": name, "probability": p} for name, p in found]
+def as_json(path: Path, found: list[tuple[int, str, float]]) -> str:
+    """One line for programs; `found` as `best` returns it."""
+    rows: list[dict[str, Any]] = [{"class": name, "probability": p} for _, name, p in found]
     return json.dumps({"image": str(path), "best": rows})
 
 
-def as_text(path: Path, found: list[tuple[str, float]]) -> str:
-    """A few lines for people."""
-    width = max(len(name) for name, _ in found)
-    return "\n".join([str(path), *(f"  {100 * p:5.1f} %  {name:<{width}}" for name, p in found)])
+def as_text(path: Path, found: list[tuple[int, str, float]]) -> str:
+    """A few lines for people; `found` as `best` returns it."""
+    return "\n".join([str(path), *(f"  {100 * p:5.1f} %  {name}" for _, name, p in found)])

@@ -158,7 +158,8 @@ class WeightsAndBiases:
 class Pictures:
     """Draws conv1's kernels and what the network says of some test images, at each evaluation.
 
-    Of several processes no one sees all that this needs: they draw nothing.
+    Of several processes no one sees all that this needs: they draw nothing. Nor does a run that may
+    leave unreadable images out (`data.max_unreadable`), where one of those chosen is.
     """
 
     def __init__(
@@ -171,7 +172,13 @@ class Pictures:
         self._network, self._placement = network, placement
         count = min(SAMPLES, source.num_examples)
         indices = np.sort(np.random.default_rng(0).permutation(source.num_examples)[:count])
-        self._images = pipeline.squares(source, network.config.data, indices)
+        try:
+            self._images = pipeline.squares(source, network.config.data, indices)
+        except UsageError:
+            if not network.config.data.max_unreadable:
+                raise
+            self._sinks = ()
+            return
         self._labels = source.read(indices)[1]
         # As many as fill whole shares: the first ones are there again.
         share = placement.data_parallel

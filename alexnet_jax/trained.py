@@ -28,7 +28,7 @@ class Network:
       tower: the network.
       params: stacked by tower, NumPy.
       inputs: how it sees images.
-      class_names: one a class; their numbers where the origin had none.
+      class_names: one a class; none where a file had none.
       step: of the checkpoint; 0 of a file.
     """
 
@@ -44,13 +44,18 @@ class Network:
         return weights.column(self.config, self.params, self.inputs.mean, self.class_names)
 
 
+def _is_file(origin: Path) -> bool:
+    """Whether it is named like a file of weights, and no workdir is called so."""
+    return origin.suffix in weights.SUFFIXES and not origin.is_dir()
+
+
 def config_of(origin: Path) -> ConfigDict:
     """The configuration of a workdir, or the one that a file of weights brings along.
 
     Raises:
       UsageError: it is neither.
     """
-    if origin.suffix in weights.SUFFIXES and not origin.is_dir():
+    if _is_file(origin):
         return weights.read(origin).config
     path = origin / "config.json"
     try:
@@ -69,7 +74,7 @@ def mean_of(origin: Path) -> np.ndarray:
     Raises:
       UsageError: as `config_of`.
     """
-    if origin.suffix in weights.SUFFIXES and not origin.is_dir():
+    if _is_file(origin):
         return weights.read(origin).mean
     return input_rules.of_run(config_of(origin), origin).mean
 
@@ -84,7 +89,7 @@ def load(config: ConfigDict, origin: Path) -> Network:
     Raises:
       UsageError: there is none.
     """
-    if origin.suffix in weights.SUFFIXES and not origin.is_dir():
+    if _is_file(origin):
         return of_column(weights.read(origin))
     tower = towers.build(config.model)
     params = towers.init(tower, config.seed, config.data.crop_size)
@@ -100,19 +105,21 @@ def load(config: ConfigDict, origin: Path) -> Network:
 
 def _class_names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
     try:
-        return tuple(map(str, json.loads((workdir / CLASSES).read_text())))
-    except (OSError, ValueError, TypeError):
+        names = json.loads((workdir / CLASSES).read_text())
+    except (OSError, ValueError):
+        names = None
+    # Runs of before wrote none; their data set knows.
+    if not isinstance(names, list) or len(names) != config.model.num_classes:
         return open_sources(config)["test"].class_names
+    return tuple(map(str, names))
 
 
 def of_column(found: weights.Column) -> Network:
-    """A network read from a file."""
+    """A network read from a file, its parameters split into towers and stacked."""
     config = found.config
-    data = config.data
-    divisor = 1.1 if data.colour.rule == "source" else 1.0
-    inputs = input_rules.Inputs(found.mean, data.scale, divisor, data.image_size, data.crop_size)
-    names = found.class_names or tuple(map(str, range(config.model.num_classes)))
-    return Network(config, towers.build(config.model), weights.params(found), inputs, names)
+    inputs = input_rules.with_mean(config.data, found.mean)
+    tower = towers.build(config.model)
+    return Network(config, tower, weights.params(found), inputs, found.class_names)
 
 
 def initial(config: ConfigDict, drawn: dict, class_names: tuple[str, ...]) -> dict:

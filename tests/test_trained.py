@@ -1,5 +1,6 @@
 """Own images: classes that are counted, networks to start from, layers that stay."""
 
+import dataclasses
 import io
 import sys
 
@@ -110,6 +111,25 @@ def test_of_the_same_classes_the_last_layer_is_kept_too(origin):
     jax.tree.map(np.testing.assert_array_equal, kept, before.params)
     renamed = trained.initial(config, drawn, before.class_names[::-1])
     assert not renamed["fc8"]["kernel"].any() and renamed["fc7"]["kernel"].any()
+
+
+def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
+    """Its classes are shown as numbers, and are not taken for folders that are called so."""
+    from alexnet_jax import predict
+
+    root, before = origin
+    column = before.column()
+    weights.write(dataclasses.replace(column, class_names=()), tmp_path / "net.safetensors")
+    config = tuned(root / "images", tmp_path / "net.safetensors")
+    drawn = jax.tree.map(np.zeros_like, before.params)
+    kept = trained.initial(config, drawn, before.class_names)
+    assert not kept["fc8"]["kernel"].any() and kept["fc7"]["kernel"].any()
+    network = trained.load(trained.config_of(tmp_path / "net.safetensors"),
+                           tmp_path / "net.safetensors")  # fmt: skip
+    probabilities = np.float32([0.1, 0.5, 0.0, 0.4])
+    assert [name for _, name, _ in predict.best(probabilities, network.class_names)] == [
+        "1", "3", "0", "2",
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_started_from_is_named(origin, tmp_path):
