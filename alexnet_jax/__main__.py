@@ -9,18 +9,18 @@ TensorFlow are imported by the verbs that need them, so that help is instant.
 import difflib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from alexnet_jax import arguments
+from alexnet_jax.arguments import EXAMPLE
 from alexnet_jax.errors import Stopped, UsageError
 
-EXAMPLE = "experiments/quickstart.py"
 LOST_ANOTHER = 3
 NOT_THE_SAME = 4
 FAILED = 5
@@ -29,7 +29,7 @@ FAILED = 5
 def train(flag: flags.FlagValues) -> None:
     """Train a network; the same command resumes where it stopped."""
     config, workdir = flag.config, Path(flag.workdir)
-    profile = _steps(flag.profile)
+    profile = arguments.steps(flag.profile)
     _start(config)
     from alexnet_jax.train import train_and_evaluate
 
@@ -39,7 +39,7 @@ def train(flag: flags.FlagValues) -> None:
 
 def evaluate(flag: flags.FlagValues) -> None:
     """Test a trained network on a whole split: centre crop, or ten views as well."""
-    from alexnet_jax.train import evaluate_workdir
+    from alexnet_jax.evaluate import evaluate_workdir
     from alexnet_jax.trained import config_of
 
     workdir = Path(flag.workdir)
@@ -129,7 +129,7 @@ def study(flag: flags.FlagValues) -> int:
     from alexnet_jax import study as studies
 
     studies.check(config)
-    part = _part(flag.part)
+    part = arguments.part(flag.part)
     failed = []
     if not flag.table_only:
         _start(config.base)
@@ -232,84 +232,12 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 }
 
 
-_COUNT = {"lower_bound": 1}
-_FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
-    "workdir": (flags.DEFINE_string, None, "The folder that holds everything about the run.", {}),
-    "weights": (
-        flags.DEFINE_string, "",
-        "Instead of a workdir: FILE.safetensors or FILE.onnx, ours or of others.", {},
-    ),
-    "out": (flags.DEFINE_string, None, "The file or folder to write.", {}),
-    "views": (
-        flags.DEFINE_enum, "1", "Centre crop; nine or ten views too.",
-        {"enum_values": ["1", "9", "10"]},
-    ),
-    "split": (
-        flags.DEFINE_enum, "test", "Which part of the data.", {"enum_values": ["test", "train"]},
-    ),
-    "json": (flags.DEFINE_bool, False, "A line of JSON an image, for programs.", {}),
-    "images": (
-        flags.DEFINE_multi_string, [],
-        "Files, folders or patterns; the word --images is not needed.", {},
-    ),
-    "profile": (
-        flags.DEFINE_string, "", "M:N: trace steps M to N into WORKDIR/profile.", {},
-    ),
-    "part": (
-        flags.DEFINE_string, "1/1",
-        "K/N: run every N-th run from the K-th on, so that N machines share a study.", {},
-    ),
-    "table_only": (
-        flags.DEFINE_bool, False,
-        "Run nothing: make the table and the figure from the logs there are.", {},
-    ),
-    "until": (
-        flags.DEFINE_integer, 0,
-        "The last step to run again; 0: up to the first checkpoint that was logged.",
-        {"lower_bound": 0},
-    ),
-    "exchange": (
-        flags.DEFINE_bool, False,
-        "Instead: what the devices send each other, by arithmetic and as compiled.", {},
-    ),
-    "rounds": (flags.DEFINE_integer, 5, "How often each thing is measured.", _COUNT),
-    "steps": (flags.DEFINE_integer, 5, "Steps a measurement.", _COUNT),
-}  # fmt: skip
-
-
-def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = None) -> None:
-    if name == "config":
-        config_flags.DEFINE_config_file(
-            "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
-            flag_values=flag, sys_argv=["alexnet_jax", *(arguments or [])],
-        )  # fmt: skip
-    else:
-        define, default, text, more = _FLAGS[name]
-        define(name, default, help=text, flag_values=flag, **more)
-
-
 def _start(config: ConfigDict) -> None:
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
 
     validate(config)
     prepare_host(config)
-
-
-def _steps(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--profile={text}: give the first and the last step, such as 20:25")
-    return int(match[1]), int(match[2])
-
-
-def _part(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
-    return int(match[1]), int(match[2])
 
 
 def usage(verb: str | None = None) -> str:
@@ -329,78 +257,20 @@ def usage(verb: str | None = None) -> str:
             ]
         )
     fn, names, example = VERBS[verb]
-    flag = flags.FlagValues()
     takes = "[FLAGS] IMAGE..." if "images" in names else "[FLAGS]" if names else ""
     lines = [f"usage: {command} {verb} {takes}".rstrip(), "", (fn.__doc__ or "").strip(), ""]
-    for name in names:
-        _define(name, flag)
-        # Of flags that may be repeated absl says so in a line of its own.
-        text = flag[name].help.partition(";\n")[0]
-        lines.append(f"  --{name:<12}{text}")
+    lines += [f"  --{name:<12}{arguments.meaning(name)}" for name in names]
     return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
 
 
-def parse(verb: str, arguments: list[str]) -> flags.FlagValues:
-    """The flags of a verb.
-
-    Raises:
-      UsageError: naming the flag or the field.
-    """
-    _, names, _ = VERBS[verb]
-    flag = flags.FlagValues()
-    for name in names:
-        _define(name, flag, arguments)
-    for argument in arguments:
-        name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
-        if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise UsageError(
-                f"--{name}: no such flag of {verb}; "
-                + (f"did you mean --{close[0]}?" if close else f"it has --{', --'.join(names)}")
-            )
-        if name == "config" and argument.startswith(("--config=", "-config=")):
-            path = Path(argument.split("=", 1)[1].split(":")[0])
-            if not path.is_file():
-                raise UsageError(f"--config={path}: no such file; {EXAMPLE} is one")
-    try:
-        rest = flag(["alexnet_jax", *arguments])[1:]
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(_plain(error, arguments)) from error
-    if "images" in names:
-        flag.images = [*flag.images, *rest]
-    elif rest:
-        raise UsageError(f"{rest[0]!r}: {verb} takes flags only; see `{verb} --help`")
-    for name in names:
-        # One of a run and a file, where a verb takes either.
-        if flag[name].value is None and not (name == "workdir" and "weights" in names):
-            raise UsageError(f"--{name} is missing; {verb} needs it: {flag[name].help}")
-    return flag
-
-
-def _plain(error: Exception, arguments: list[str]) -> str:
-    """A parser's error as one line that names the field as it was typed."""
-    text = " ".join(str(error).split())
-    if "Traceback" in text:
-        # What a config file raised comes whole; its last line says what is wrong.
-        text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
-    if isinstance(error, (AttributeError, KeyError)):
-        # ml_collections names the last part of the path only.
-        words = re.findall(r"\w+", text)
-        typed = [a.lstrip("-").split("=")[0] for a in arguments if a.startswith("--config.")]
-        path = next((p for p in typed if words and words[0] in p.split(".")), "config")
-        close = re.search(r'Did you mean \\?"(\w+)', text)
-        return f"{path}: no such field" + (f"; did you mean {close[1]!r}?" if close else "")
-    return text
-
-
-def main(arguments: list[str] | None = None) -> int:
+def main(typed: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    typed = sys.argv[1:] if typed is None else typed
     _quiet_libraries()
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not typed or typed[0] in ("-h", "--help", "help"):
         print(usage())
-        return 0 if arguments else 2
-    verb, rest = arguments[0], arguments[1:]
+        return 0 if typed else 2
+    verb, *rest = typed
     try:
         if verb not in VERBS:
             close = difflib.get_close_matches(verb, VERBS, n=1)
@@ -409,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         if {"-h", "--help"} & set(rest):
             print(usage(verb))
             return 0
-        return VERBS[verb][0](parse(verb, rest)) or 0
+        return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

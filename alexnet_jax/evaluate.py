@@ -1,6 +1,7 @@
 """Whole-set evaluation: every example once, centre crop and ten views in one pass."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,10 +12,11 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.sources import Source
+from alexnet_jax.data.sources import Source, open_sources
 from alexnet_jax.diagnose import dead_units
 from alexnet_jax.inputs import Inputs
 from alexnet_jax.models.tower import Tower
+from alexnet_jax.trained import load
 
 
 def top_errors(scores_BxC: jax.Array, label_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -150,3 +152,18 @@ def evaluate(
         raise RuntimeError(f"counted {count} of {readable} readable examples of {source.name}")
     means: dict[str, Any] = {name: value / count for name, value in totals.items()}
     return means | {"num_examples": count, "dead_units": dead_units(ever_fired)}
+
+
+def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, Any]:
+    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
+
+    Raises:
+      UsageError: there is none, or the data set is missing.
+    """
+    placement = parallel.place(config)
+    source = open_sources(config)[split]
+    network = load(config, workdir)
+    eval_step = make_eval_step(network.tower, network.inputs, placement, views)
+    params = placement.put_towers(network.params)
+    fields = evaluate(eval_step, params, source, config, placement, views)
+    return {"step": network.step, "split": split, **fields}

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
-if TYPE_CHECKING:
-    from alexnet_jax.study import Row
+from alexnet_jax.comparison import Row, training_curve
 
 # Of Okabe and Ito, which readers of any colour vision tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -41,7 +40,7 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def study_figure(config: ConfigDict, folder: Path, table: Iterable["Row"]) -> Figure:
+def study_figure(config: ConfigDict, folder: Path, table: Iterable[Row]) -> Figure:
     """Differences from the base with their intervals, or curves down to the target."""
     with matplotlib.rc_context(_STYLE):
         if config.measure == "epochs_to_error":
@@ -188,7 +187,7 @@ def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
         return figure
 
 
-def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
+def _differences(config: ConfigDict, table: list[Row]) -> Figure:
     shown = [row for row in table if row.difference is not None]
     figure, axis = _panel(7, 1.4 + 0.36 * max(len(shown), 1))
     base = next(row for row in table if not dict(config.variants)[row.name])
@@ -227,19 +226,23 @@ def _differences(config: ConfigDict, table: list["Row"]) -> Figure:
     axis.set_xlabel(f"difference in {kind} error from {base.name}{mean}, points")
     axis.set_title(config.title, fontsize=10, loc="left")
     handles = [
-        Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval"),
         Line2D([], [], color=_FAINT, marker="o", linewidth=2, label="within noise, or one seed"),
         Line2D([], [], color=_INK, marker="|", linestyle="", label="each seed"),
-        Line2D([], [], color=COLOURS[1], marker="D", linestyle="", markerfacecolor="white",
-                   label="the paper, on ImageNet"),
-    ]  # fmt: skip
+    ]
+    if any(row.real for row in shown):
+        handles.insert(
+            0, Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval")
+        )
+    if any(row.paper is not None for row in shown):
+        handles.append(
+            Line2D([], [], color=COLOURS[1], marker="D", linestyle="", markerfacecolor="white",
+                   label="the paper, on ImageNet")
+        )  # fmt: skip
     figure.legend(handles=handles, fontsize=8, frameon=False, ncols=4, loc="outside lower center")
     return figure
 
 
 def _curves(config: ConfigDict, folder: Path) -> Figure:
-    from alexnet_jax.study import training_curve
-
     figure, axis = _panel(7, 3.8)
     for number, (name, _) in enumerate(config.variants):
         colour = COLOURS[number % len(COLOURS)]

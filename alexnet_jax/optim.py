@@ -8,6 +8,7 @@ For large batches the same rule takes a trust ratio (LARS, You, Gitman and Ginsb
 arXiv:1708.03888), a warm-up and a rate that grows with the batch.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -122,3 +123,22 @@ def sgd_2012(
             parts.append(_scale_by_rate(schedule(config, steps_per_epoch, num_steps, group=group)))
             groups[f"{name}/{kind}"] = optax.chain(*parts)
     return optax.chain(optax.partition(groups, labels), optax.trace(decay=optimizer.momentum))
+
+
+@dataclasses.dataclass
+class Plateau:
+    """Drops the rate when the validation error stops falling (section 5), at most so many times."""
+
+    best: float = math.inf
+    stale: int = 0
+    drops: int = 0
+
+    def observe(self, error: float, optimizer: ConfigDict) -> float:
+        """Takes the error of an evaluation; returns the factor on the rate from here on."""
+        if error < self.best:
+            self.best, self.stale = error, 0
+        else:
+            self.stale += 1
+        if self.stale >= optimizer.plateau_patience and self.drops < optimizer.plateau_drops:
+            self.drops, self.stale = self.drops + 1, 0
+        return optimizer.drop_factor**self.drops

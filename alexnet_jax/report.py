@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from alexnet_jax import figures, study
+from alexnet_jax import comparison, figures, study
 from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
 from alexnet_jax.metrics import LOG
@@ -82,7 +82,7 @@ def study_page(folder: Path) -> str:
         config = study.from_json(content)
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{folder / 'study.json'} is not a study: {error}") from error
-    table = study.rows(config, folder)
+    table = comparison.rows(config, folder)
     logs = {
         name: [
             log
@@ -98,9 +98,9 @@ def study_page(folder: Path) -> str:
     return _render(
         "study.html",
         title=config.title,
-        header=study.header(config),
-        rows=study.cells(config, table),
-        note=study.NOTE,
+        header=comparison.header(config),
+        rows=comparison.cells(config, table),
+        note=comparison.NOTE,
         seeds=", ".join(map(str, config.seeds)),
         figure=picture(figures.study_figure(config, folder, table)),
         curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],

@@ -31,7 +31,7 @@ from alexnet_jax.models import tower as towers
 from alexnet_jax.state import TrainState, init_state
 from alexnet_jax.stopping import Stop
 from alexnet_jax.summaries import Pictures, open_sinks
-from alexnet_jax.trained import CLASSES, Network, initial, load
+from alexnet_jax.trained import CLASSES, Network, initial
 
 CHECK = "finite_check"
 """The scope of the one exchange that is no layer's: whether every tower's gradients are finite."""
@@ -127,25 +127,6 @@ def make_train_step(
     return placement.spread(train_step, ("tower", "batch"), ("tower", "same"), donate=(0,))
 
 
-@dataclasses.dataclass
-class Plateau:
-    """Drops the rate when the validation error stops falling (section 5), at most so many times."""
-
-    best: float = math.inf
-    stale: int = 0
-    drops: int = 0
-
-    def observe(self, error: float, optimizer: ConfigDict) -> float:
-        """Takes the error of an evaluation; returns the factor on the rate from here on."""
-        if error < self.best:
-            self.best, self.stale = error, 0
-        else:
-            self.stale += 1
-        if self.stale >= optimizer.plateau_patience and self.drops < optimizer.plateau_drops:
-            self.drops, self.stale = self.drops + 1, 0
-        return optimizer.drop_factor**self.drops
-
-
 def train_and_evaluate(
     config: ConfigDict,
     workdir: Path,
@@ -223,7 +204,12 @@ def _run(
         "training images": train_source.num_examples,
     }
     class_names = train_source.class_names
-    state, plateau, stretch, start = init_state(params, tx, config.seed), Plateau(), Stretch(), 0
+    state, plateau, stretch, start = (
+        init_state(params, tx, config.seed),
+        optim.Plateau(),
+        Stretch(),
+        0,
+    )
     ended = num_steps == 0
 
     with contextlib.ExitStack() as stack:
@@ -243,7 +229,7 @@ def _run(
                     f"config.num_epochs = {config.num_epochs} is {num_steps} steps, but "
                     f"--workdir={workdir} holds a run of {start}: choose another"
                 )
-            plateau, stretch = Plateau(**extra["plateau"]), Stretch(**extra["stretch"])
+            plateau, stretch = optim.Plateau(**extra["plateau"]), Stretch(**extra["stretch"])
             # A longer run goes on from the end of a shorter one.
             ended = start == num_steps or (extra["ended"] and config.stop_at_error > 0)
         elif config.init_from:
@@ -420,18 +406,3 @@ def _run(
             )  # fmt: skip
     workdirs.write_json(workdir / "result.json", result | tested)
     return result | tested
-
-
-def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, Any]:
-    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
-
-    Raises:
-      UsageError: there is none, or the data set is missing.
-    """
-    placement = parallel.place(config)
-    source = open_sources(config)[split]
-    network = load(config, workdir)
-    eval_step = evaluation.make_eval_step(network.tower, network.inputs, placement, views)
-    params = placement.put_towers(network.params)
-    fields = evaluation.evaluate(eval_step, params, source, config, placement, views)
-    return {"step": network.step, "split": split, **fields}

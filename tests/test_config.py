@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from alexnet_jax import presets
-from alexnet_jax.__main__ import parse
+from alexnet_jax.arguments import parse
 from alexnet_jax.config import default, from_json, validate
 from alexnet_jax.errors import UsageError
 
@@ -110,7 +110,7 @@ EXPERIMENTS = sorted(
     [*EXPERIMENTS, *(f"{ROOT}/experiments/large_batch.py:{batch}" for batch in (4096, 8192))],
 )
 def test_every_experiment_is_a_run_that_would_start(name):
-    validate(parse("inspect", [f"--config={name}"]).config)
+    validate(parse("inspect", ("config",), [f"--config={name}"]).config)
 
 
 def test_a_mistyped_field_cannot_be_set():

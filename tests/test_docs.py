@@ -1,5 +1,7 @@
 """What the documents promise is there."""
 
+import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -37,3 +39,20 @@ def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_public_names_are_those_that_type_checkers_see_and_lead_somewhere():
+    import alexnet_jax
+
+    tree = ast.parse((ROOT / "alexnet_jax" / "__init__.py").read_text())
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("alexnet_jax.")
+        for alias in node.names
+    }
+    assert seen.keys() == set(alexnet_jax.__all__)
+    for name, module in seen.items():
+        assert getattr(alexnet_jax, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = alexnet_jax.nothing

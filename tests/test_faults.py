@@ -15,7 +15,8 @@ import pytest
 
 from alexnet_jax import __main__ as command_line
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import evaluate_workdir, train_and_evaluate
+from alexnet_jax.evaluate import evaluate_workdir
+from alexnet_jax.train import train_and_evaluate
 from alexnet_jax.workdir import Writer
 from tests.support import png_folder
 from tests.test_multihost import finish, losses, start, start_pair, wait_for

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alexnet_jax.__main__ import parse
+from alexnet_jax.__main__ import VERBS
+from alexnet_jax.arguments import parse
 from alexnet_jax.config import validate
 
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -20,7 +21,7 @@ def check(command, *extra):
     start = command.index("alexnet_jax")
     assert command[start - 2].endswith("python") and command[start - 1] == "-m"
     assert command[start + 1] == "train"
-    flag = parse("train", command[start + 2 :])
+    flag = parse("train", VERBS["train"][1], command[start + 2 :])
     validate(flag.config)
     assert flag.config.distributed.enabled and flag.config.batch_size == 1024
     assert flag.workdir.endswith("runs/a")

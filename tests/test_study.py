@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alexnet_jax import study
+from alexnet_jax import comparison, study
 from alexnet_jax.__main__ import main
 from alexnet_jax.errors import UsageError
 from tests.test_train import short_config
@@ -127,27 +127,30 @@ def test_the_paired_interval_is_that_of_scipy():
     rng = np.random.default_rng(0)
     for count in (2, 3, 10):
         ours, base = rng.normal(30, 2, count), rng.normal(29, 2, count)
-        got = study.paired_difference(dict(enumerate(ours)), dict(enumerate(base)))
+        got = comparison.paired_difference(dict(enumerate(ours)), dict(enumerate(base)))
         test = stats.ttest_rel(ours, base)
         low, high = test.confidence_interval(0.95)
         assert got == pytest.approx((np.mean(ours - base), low, high), rel=1e-9)
         # Of a ratio: the same of logarithms.
-        got = study.paired_difference(dict(enumerate(ours)), dict(enumerate(base)), ratio=True)
+        got = comparison.paired_difference(dict(enumerate(ours)), dict(enumerate(base)), ratio=True)
         low, high = stats.ttest_rel(np.log(ours), np.log(base)).confidence_interval(0.95)
         assert got == pytest.approx((np.mean(np.log(ours / base)), low, high), rel=1e-9)
     # Only seeds that both have are compared.
-    got = study.paired_difference({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 100.0})
+    got = comparison.paired_difference({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 100.0})
     assert got[0] == 5.5
-    assert study.paired_difference({0: 1.0}, {0: 2.0}) == (-1.0, None, None)
-    assert study.paired_difference({0: 1.0}, {1: 2.0}) is None
+    assert comparison.paired_difference({0: 1.0}, {0: 2.0}) == (-1.0, None, None)
+    assert comparison.paired_difference({0: 1.0}, {1: 2.0}) is None
 
 
 def test_epochs_to_an_error_lie_on_the_line_between_two_points():
     curve = [(1.0, 0.6), (2.0, 0.4), (3.0, 0.2), (4.0, 0.3)]
-    assert study.epochs_to_error(curve, 0.25) == pytest.approx(2.75)
-    assert study.epochs_to_error(curve, 0.4) == pytest.approx(2.0)
-    assert study.epochs_to_error(curve, 0.7) == 1.0
-    assert study.epochs_to_error(curve, 0.1) is None and study.epochs_to_error([], 0.1) is None
+    assert comparison.epochs_to_error(curve, 0.25) == pytest.approx(2.75)
+    assert comparison.epochs_to_error(curve, 0.4) == pytest.approx(2.0)
+    assert comparison.epochs_to_error(curve, 0.7) == 1.0
+    assert (
+        comparison.epochs_to_error(curve, 0.1) is None
+        and comparison.epochs_to_error([], 0.1) is None
+    )
 
 
 def test_seeds_share_their_programs(tmp_path):
@@ -232,7 +235,7 @@ def test_a_part_that_is_none_is_named(part, capsys, tmp_path):
 
 def test_the_verdict_needs_an_interval_without_zero():
     def row(*difference):
-        return study.Row("x", {0: 1.0}, (), difference, None)
+        return comparison.Row("x", {0: 1.0}, (), difference, None)
 
     assert row(1.0, 0.5, 1.5).real and row(-1.0, -1.5, -0.5).real
     assert not row(1.0, -0.5, 2.5).real and not row(1.0, None, None).real

@@ -10,7 +10,9 @@ from alexnet_jax.config import from_json
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import Plateau, evaluate_workdir, train_and_evaluate
+from alexnet_jax.evaluate import evaluate_workdir
+from alexnet_jax.optim import Plateau
+from alexnet_jax.train import train_and_evaluate
 from tests.support import needs_data, tiny_config
 
 
