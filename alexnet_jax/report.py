@@ -179,7 +179,9 @@ def command(env: dict) -> str:
     if not words:
         return "unknown"
     first = "python -m alexnet_jax" if words[0] == "__main__.py" else words[0]
-    return " ".join([first, *map(shlex.quote, words[1:])])
+    # A line a flag: a phone shows no more.
+    verb = " ".join([first, *words[1:2]])
+    return " \\\n    ".join([verb, *map(shlex.quote, words[2:])])
 
 
 # --------------------------------------------------------------------------- what it has learnt

@@ -194,6 +194,9 @@ for (const parent of [document.body, ...document.querySelectorAll(".cards, .card
           && e.top < b.bottom - 1) found.push("overlap: " + c.outerHTML.slice(0, 80));
   }
 }
+for (const box of document.querySelectorAll(".scroll, pre"))
+  if (near < 500 && box.scrollWidth > box.clientWidth + 1)
+    found.push("a phone shows a part of: " + box.textContent.slice(0, 80));
 for (const cell of document.querySelectorAll("td, th, p, h1, h2, figcaption"))
   if (cell.scrollWidth > cell.clientWidth + 1 && !cell.closest("pre"))
     found.push("text leaves its box: " + cell.textContent.slice(0, 80));
