@@ -45,7 +45,8 @@ def evaluate(flag: flags.FlagValues) -> None:
     workdir = Path(flag.workdir)
     config = config_of(workdir)
     _start(config)
-    print(json.dumps(evaluate_workdir(config, workdir, int(flag.views), flag.split), indent=2))
+    fields = evaluate_workdir(config, workdir, int(flag.views), flag.split, flag.step)
+    print(json.dumps(fields, indent=2))
 
 
 def verify(flag: flags.FlagValues) -> int:
@@ -192,7 +193,7 @@ def _network(flag: flags.FlagValues):
     origin = Path(flag.workdir or flag.weights)
     config = trained.config_of(origin)
     _start(config)
-    return trained.load(config, origin)
+    return trained.load(config, origin, flag.step)
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
@@ -201,20 +202,24 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("config", "workdir", "profile"),
         f"--config={EXAMPLE} --workdir=runs/quickstart",
     ),
-    "evaluate": (evaluate, ("workdir", "views", "split"), "--workdir=runs/quickstart --views=10"),
+    "evaluate": (
+        evaluate,
+        ("workdir", "step", "views", "split"),
+        "--workdir=runs/quickstart --views=10",
+    ),
     "predict": (
         predict,
-        ("workdir", "weights", "views", "json", "images"),
+        ("workdir", "step", "weights", "views", "json", "images"),
         "--workdir=runs/quickstart photo.jpg 'more/*.png'",
     ),
     "import": (
         export,
-        ("workdir", "weights", "out"),
+        ("workdir", "step", "weights", "out"),
         "--weights=bvlcalexnet.onnx --out=caffe.safetensors",
     ),
     "export": (
         export,
-        ("workdir", "weights", "out"),
+        ("workdir", "step", "weights", "out"),
         "--workdir=runs/quickstart --out=network.onnx",
     ),
     "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),

@@ -16,6 +16,10 @@ EXAMPLE = "experiments/quickstart.py"
 _COUNT = {"lower_bound": 1}
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "workdir": (flags.DEFINE_string, None, "The folder that holds everything about the run.", {}),
+    "step": (
+        flags.DEFINE_integer, 0, "Of the checkpoint, such as the best's; 0: the newest.",
+        {"lower_bound": 0},
+    ),
     "weights": (
         flags.DEFINE_string, "",
         "Instead of a workdir: FILE.safetensors or FILE.onnx, ours or of others.", {},

@@ -119,6 +119,24 @@ class Checkpoints:
         """The steps of the checkpoints there are, ascending."""
         return sorted(self._manager.all_steps())
 
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state (NumPy) and extra of one checkpoint.
+
+        Args:
+          step: that it is of.
+          like: a state of the same structure.
+
+        Raises:
+          UsageError: it is not there, damaged or of another configuration.
+        """
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise UsageError(f"{self._folder} holds no checkpoint {step}; there is {there}")
+        try:
+            return self._whole(step, like)
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"{self._folder / str(step)} {error}") from error
+
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole: its step, state (NumPy) and extra, or None.
 
@@ -134,19 +152,15 @@ class Checkpoints:
         foreign: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:
-                state, extra, written = self._read(step, like)
-                wrong = differences(written, manifest(state))
+                state, extra = self._whole(step, like)
             except UsageError as error:
                 foreign.append((step, str(error)))
-                continue
-            except Exception as error:  # whatever Orbax and TensorStore say of broken files
-                wrong = [str(error).strip().partition("\n")[0] or type(error).__name__]
-            if not wrong:
+            except ValueError as error:
+                self._set_aside(step, str(error), _DAMAGED)
+            else:
                 for other, why in foreign:
                     self._set_aside(other, why, _FOREIGN)
                 return step, state, extra
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            self._set_aside(step, f"is damaged ({wrong[0]}{more})", _DAMAGED)
         if foreign:
             step, why = foreign[0]
             raise UsageError(f"{self._folder / str(step)} {why}; choose another --workdir")
@@ -157,6 +171,20 @@ class Checkpoints:
                 "put back a copy, or remove them to start from the beginning"
             )
         return None
+
+    def _whole(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Raises UsageError for one of another configuration, ValueError for a damaged one."""
+        try:
+            state, extra, written = self._read(step, like)
+            wrong = differences(written, manifest(state))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever Orbax and TensorStore say of broken files
+            wrong = [str(error).strip().partition("\n")[0] or type(error).__name__]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"is damaged ({wrong[0]}{more})")
+        return state, extra
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any], Manifest]:
         """Raises whatever, and UsageError only for a checkpoint that is whole and another run's."""

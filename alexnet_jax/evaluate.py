@@ -154,15 +154,24 @@ def evaluate(
     return means | {"num_examples": count, "dead_units": dead_units(ever_fired)}
 
 
-def evaluate_workdir(config: ConfigDict, workdir: Path, views: int, split: str) -> dict[str, Any]:
-    """Tests the newest checkpoint of `workdir` on the whole `split` (`train` or `test`).
+def evaluate_workdir(
+    config: ConfigDict, workdir: Path, views: int, split: str, step: int = 0
+) -> dict[str, Any]:
+    """Tests a checkpoint of `workdir` on the whole `split` (`train` or `test`).
+
+    Args:
+      config: of the workdir.
+      workdir: a run's.
+      views: 1, 9 or 10.
+      split: of the data.
+      step: of the checkpoint; 0: the newest.
 
     Raises:
       UsageError: there is none, or the data set is missing.
     """
     placement = parallel.place(config)
     source = open_sources(config)[split]
-    network = load(config, workdir)
+    network = load(config, workdir, step)
     eval_step = make_eval_step(network.tower, network.inputs, placement, views)
     params = placement.put_towers(network.params)
     fields = evaluate(eval_step, params, source, config, placement, views)

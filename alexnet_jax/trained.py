@@ -79,26 +79,31 @@ def mean_of(origin: Path) -> np.ndarray:
     return input_rules.of_run(config_of(origin), origin).mean
 
 
-def load(config: ConfigDict, origin: Path) -> Network:
-    """The newest whole checkpoint of a workdir, or a file of weights.
+def load(config: ConfigDict, origin: Path, step: int = 0) -> Network:
+    """A checkpoint of a workdir, or a file of weights.
 
     Args:
       config: what `config_of(origin)` returned.
       origin: the workdir or the file.
+      step: of the checkpoint; 0: the newest that is whole.
 
     Raises:
       UsageError: there is none.
     """
     if _is_file(origin):
+        if step:
+            raise UsageError(f"--step={step}: {origin} is a file, which holds no steps")
         return of_column(weights.read(origin))
     tower = towers.build(config.model)
     params = towers.init(tower, config.seed, config.data.crop_size)
     like = init_state(params, optim.sgd_2012(config, 1, 1))
     with Checkpoints(origin) as checkpoints:
-        restored = checkpoints.restore_latest(like)
-    if restored is None:
-        raise UsageError(f"{origin}: holds no checkpoint: run train first")
-    step, state, _ = restored
+        if step:
+            state, _ = checkpoints.restore(step, like)
+        elif (restored := checkpoints.restore_latest(like)) is not None:
+            step, state, _ = restored
+        else:
+            raise UsageError(f"{origin}: holds no checkpoint: run train first")
     inputs = input_rules.of_run(config, origin)
     return Network(config, tower, state.params, inputs, _class_names(config, origin), step)
 

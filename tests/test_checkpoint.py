@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,6 +52,24 @@ def workdir(saved, tmp_path):
 def latest(workdir, like=None):
     with Checkpoints(workdir, keep=2) as checkpoints:
         return checkpoints.restore_latest(like or a_state(0))
+
+
+def test_any_checkpoint_comes_back_by_its_step(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        state, extra = checkpoints.restore(1, a_state(0))
+        assert extra["drops"] == 1
+        jax.tree.map(np.testing.assert_array_equal, state, a_state(1))
+        with pytest.raises(UsageError, match="holds no checkpoint 7; there is 1, 2"):
+            checkpoints.restore(7, a_state(0))
+
+
+def test_a_damaged_one_that_was_asked_for_is_named_and_left(workdir):
+    largest = max(files(workdir, 1), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"")
+    with Checkpoints(workdir) as checkpoints:
+        with pytest.raises(UsageError, match=r"checkpoints/1 is damaged"):
+            checkpoints.restore(1, a_state(0))
+        assert checkpoints.steps() == [1, 2]
 
 
 def files(workdir, step):

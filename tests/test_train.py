@@ -131,6 +131,10 @@ def test_evaluation_of_a_workdir_repeats_its_result(unbroken):
     # The crop is the whole image, so a view is the image or its mirror, five times each.
     assert ten["loss"] == pytest.approx(fields["loss"], rel=1e-4)
     assert 0 <= ten["top5_error_10_views"] <= ten["top1_error_10_views"] <= 1
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    first = evaluate_workdir(config, workdir, 1, "test", step=steps[0])
+    assert first["step"] == steps[0] < steps[-1] == fields["step"]
+    assert first["loss"] != fields["loss"]
     with pytest.raises(UsageError, match="holds no checkpoint"):
         evaluate_workdir(config, workdir / "nothing", 1, "test")
 
