@@ -57,7 +57,7 @@ def study_folder(tmp_path_factory):
 class Page(html.parser.HTMLParser):
     """Tags that are closed in order, and everything that would be fetched."""
 
-    VOID = ("meta", "img", "br", "link", "input", "hr")
+    VOID = ("meta", "img", "br", "wbr", "link", "input", "hr")
 
     def __init__(self, text):
         super().__init__()
