@@ -225,8 +225,7 @@ def compile_step(config: ConfigDict, placement: parallel.Placement) -> str:
     inputs = input_rules.build(data, np.zeros((data.image_size, data.image_size, 3), np.float32))
     tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
     step = train.make_train_step(config, tower, inputs, tx, placement, 1000)
-    params = towers.shapes(tower, data.crop_size)
-    state = jax.eval_shape(lambda params: init_state(params, tx), params)
+    state = init_state(towers.shapes(tower, data.crop_size), tx)
     side = data.crop_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),

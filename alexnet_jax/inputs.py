@@ -4,6 +4,7 @@ The host sends crops as bytes and three floats of colour a training image; every
 point happens here.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -14,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax import cache
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.data.sources import open_source
+from alexnet_jax.errors import UsageError
 
 STATISTICS = "statistics.npz"
 
@@ -94,7 +97,7 @@ def with_mean(data: ConfigDict, mean: np.ndarray) -> Inputs:
 
 
 def of_run(config: ConfigDict, workdir: Path) -> Inputs:
-    """The rule of a run; a mean image is computed over the training split once, into the workdir.
+    """The rule of a run; of a mean image, which is computed once, the workdir keeps a copy.
 
     Raises:
       UsageError: the data set is not here, or the file is no longer one of statistics.
@@ -110,7 +113,14 @@ def of_run(config: ConfigDict, workdir: Path) -> Inputs:
 
 
 def compute_statistics(config: ConfigDict, path: Path) -> statistics.Statistics:
-    """Mean image and RGB components of the training split, into a file."""
+    """Mean image and RGB components of the training split, into a file.
+
+    They are kept for other runs too (`cache.folder`), since a pass over ImageNet takes an hour, and
+    taken from there where none of the data set's files has changed since.
+
+    Raises:
+      UsageError: the data set is not here, or holds an image that cannot be read.
+    """
     data = config.data
 
     def show(done: int, total: int) -> None:
@@ -118,6 +128,12 @@ def compute_statistics(config: ConfigDict, path: Path) -> statistics.Statistics:
             print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
 
     source = open_source(data.source, data.train_split, data.test_fraction)
-    result = statistics.compute(source, data, show)
+    kept = cache.folder() / f"statistics-{statistics.key(source, data)}.npz"
+    try:
+        result = statistics.load(kept)
+    except UsageError:  # there is none yet, or it was damaged
+        result = statistics.compute(source, data, show)
+        with contextlib.suppress(OSError):
+            result.save(kept)
     result.save(path)
     return result

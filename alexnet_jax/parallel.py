@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from alexnet_jax import cache
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models.layers import TOWER
 
@@ -56,8 +56,7 @@ def prepare_host(config: ConfigDict) -> None:
       UsageError: if the other processes are not found; names the field.
     """
     if not jax.config.jax_compilation_cache_dir:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache / "alexnet_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
         # JAX keeps what took a second to compile; the parts of a small network take less, together
         # more.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -20,14 +20,23 @@ class TrainState:
 
 
 def init_state(params: dict, tx: optax.GradientTransformation, seed: int = 0) -> TrainState:
-    """A fresh state around stacked parameters, the same under any placement."""
+    """A fresh state around stacked parameters, the same under any placement.
+
+    Args:
+      params: arrays; or `jax.ShapeDtypeStruct`, for a state that is only restored into or compiled.
+      tx: the update rule.
+      seed: of dropout.
+    """
     stack = jax.tree.leaves(params)[0].shape[0]
-    # Under vmap the plain numbers of Optax's state too get one copy a tower.
-    opt_state = jax.jit(jax.vmap(tx.init))(params)
+    # Under vmap the plain numbers of Optax's state too get one copy a tower. All of it starts at
+    # zero, and zeros need no program.
+    opt_state = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(jax.vmap(tx.init), params)
+    )
     return TrainState(
-        step=jnp.zeros([stack], jnp.int32),
+        step=np.zeros([stack], np.int32),
         params=params,
         opt_state=opt_state,
-        rate_scale=jnp.ones([stack], jnp.float32),
-        seed=jnp.full([stack], seed, jnp.uint32),
+        rate_scale=np.ones([stack], np.float32),
+        seed=np.full([stack], seed, np.uint32),
     )

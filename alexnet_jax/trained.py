@@ -95,8 +95,8 @@ def load(config: ConfigDict, origin: Path, step: int = 0) -> Network:
             raise UsageError(f"--step={step}: {origin} is a file, which holds no steps")
         return of_column(weights.read(origin))
     tower = towers.build(config.model)
-    params = towers.init(tower, config.seed, config.data.crop_size)
-    like = init_state(params, optim.sgd_2012(config, 1, 1))
+    tx = optim.sgd_2012(config, 1, 1)
+    like = init_state(towers.shapes(tower, config.data.crop_size), tx)
     with Checkpoints(origin) as checkpoints:
         if step:
             state, _ = checkpoints.restore(step, like)

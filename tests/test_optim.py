@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from alexnet_jax import optim, presets
+from alexnet_jax.state import init_state
 
 
 def rates_by_hand(name, group, epoch):
@@ -131,3 +132,17 @@ def test_a_rate_grows_with_the_batch_rises_and_falls():
     left = lambda step: 0.01 * (1 - step / 1000) ** 2  # noqa: E731
     expected = [left(0) / 50, left(24) / 2, left(49), left(50), left(500)]
     assert rates() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["paper", "source", "caffe"])
+def test_the_state_begins_as_optax_says(name):
+    config = presets.get(name)
+    tx = optim.sgd_2012(config, steps_per_epoch=1, num_steps=10)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda *x: np.stack(x), a_tree(config, rng), a_tree(config, rng))
+    expected = jax.vmap(tx.init)(params)
+    found = init_state(params, tx).opt_state
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)

@@ -30,6 +30,11 @@ class Folder:
         return len(self.paths)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The images."""
+        return tuple(map(str, self.paths))
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)

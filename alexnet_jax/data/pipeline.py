@@ -308,22 +308,25 @@ def _dataset(
         image, label = images
         return finish(image=image, label=label, **columns)
 
+    # None of these functions branches or loops in Python, and AutoGraph takes a second to see that,
+    # at the start of training and of every evaluation.
+    plain = tf.autograph.experimental.do_not_convert
     options = tf.data.Options()
     options.deterministic = True
     steps = tf.data.Dataset.range(numbers.start, numbers.stop)
     # Only what decoding needs goes image by image: each column costs each image.
     images = (
-        steps.map(load, num_parallel_calls=_BATCHES_READ_AHEAD)
+        steps.map(plain(load), num_parallel_calls=_BATCHES_READ_AHEAD)
         .unbatch()
         .map(
-            lambda encoded, label: (square(decode(encoded)), label),
+            plain(lambda encoded, label: (square(decode(encoded)), label)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         .batch(size, drop_remainder=True)
     )
     dataset = (
-        tf.data.Dataset.zip((images, steps.map(columns)))
-        .map(finished, num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
+        tf.data.Dataset.zip((images, steps.map(plain(columns))))
+        .map(plain(finished), num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )

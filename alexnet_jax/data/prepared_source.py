@@ -45,6 +45,11 @@ class Prepared:
         return len(self.labels)
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The array of squares."""
+        return (str(self.path),)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)

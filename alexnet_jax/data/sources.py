@@ -27,12 +27,14 @@ class Source(Protocol):
       split: name of the split.
       num_examples: images in the split, at least 1.
       class_names: one name a label.
+      files: what the images are read from; none of those that are built in.
     """
 
     name: str
     split: str
     num_examples: int
     class_names: tuple[str, ...]
+    files: tuple[str, ...]
 
     @property
     def num_classes(self) -> int:
@@ -132,6 +134,7 @@ class Digits:
     rows: np.ndarray
     name: str = "digits"
     class_names: tuple[str, ...] = tuple("0123456789")
+    files: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:

@@ -5,6 +5,8 @@ crops.
 """
 
 import dataclasses
+import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -98,6 +100,25 @@ def compute(
         eigenvectors=(components * np.sign(largest)).astype(np.float32),
         num_examples=done,
     )
+
+
+def key(source: Source, config: ConfigDict) -> str:
+    """A name for what `compute` finds: of the files, as they are now, and of what is done to them.
+
+    Files are told by path, size and time of change, since reading them is what takes long.
+    """
+    files = [(str(Path(name).resolve()), *_stamp(name)) for name in source.files]
+    rule = [config.image_size, config.resize, config.shrink]
+    about = [source.name, source.split, source.num_examples, rule, files]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0  # reading it will say what is wrong
+    return status.st_size, status.st_mtime_ns
 
 
 def load(path: str | os.PathLike[str]) -> Statistics:

@@ -63,15 +63,17 @@ class TFDS:
                 if number not in opened:
                     opened[number] = _open(self.files[number])
                     stack.callback(os.close, opened[number])
-                size = int(self.length[i])
-                record = os.pread(opened[number], size + _FOOTER, int(self.offset[i]))
-                if len(record) != size + _FOOTER:
+                start, size = int(self.offset[i]), int(self.length[i])
+                # Two reads, since parting the bytes of one would copy them.
+                record = os.pread(opened[number], size, start)
+                checksum = os.pread(opened[number], _FOOTER, start + size)
+                if len(record) != size or len(checksum) != _FOOTER:
                     raise UsageError(f"{self.describe(i)}: the file was cut; prepare it again")
-                if _masked_crc(record[:size]) != int.from_bytes(record[size:], "little"):
+                if _masked_crc(record) != int.from_bytes(checksum, "little"):
                     raise UsageError(
                         f"{self.describe(i)}: other bytes than were written; prepare it again"
                     )
-                feature = parse(record[:size]).features.feature
+                feature = parse(record).features.feature
                 encoded.append(feature[self.image_key].bytes_list.value[0])
                 labels.append(feature[self.label_key].int64_list.value[0])
         return encoded, np.array(labels, np.int32)

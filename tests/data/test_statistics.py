@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_jax import inputs
 from alexnet_jax.data import statistics
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
-from tests.support import tiny_config
+from tests.support import png_folder, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,40 @@ def test_a_missing_cut_or_foreign_file_is_an_error(computed, tmp_path):
     path.with_suffix(".npy").replace(path)
     with pytest.raises(UsageError, match=r"s\.npz"):
         statistics.load(path)
+
+
+def test_a_data_set_is_gone_over_once_until_a_file_of_it_changes(tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept))
+    passes, compute = [], statistics.compute
+    monkeypatch.setattr(statistics, "compute", lambda *a: passes.append(1) or compute(*a))
+    png_folder(tmp_path / "images", train=10)
+    config = tiny_config()
+    config.data.update(source=f"folder:{tmp_path / 'images'}", mean="image")
+
+    def mean(run, config=config):
+        return inputs.of_run(config, tmp_path / run).mean
+
+    first = mean("a")
+    np.testing.assert_array_equal(mean("b"), first)
+    assert len(passes) == 1
+    whiter = next((tmp_path / "images" / "train").rglob("*.png"))
+    Image.fromarray(np.full((36, 40, 3), 255, np.uint8)).save(whiter)
+    assert (mean("c") - first).mean() > 5  # a tenth of the images, from 127 on average to 255
+    assert len(passes) == 2
+    smaller = config.copy_and_resolve_references()
+    smaller.data.update(image_size=24, crop_size=24)
+    assert mean("d", smaller).shape == (24, 24, 3)
+    for file in kept.iterdir():
+        file.write_bytes(b"cut")
+    np.testing.assert_array_equal(mean("e"), mean("c"))
+    assert len(passes) == 4
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "file" / "below"))
+    png_folder(tmp_path / "images", train=10)
+    config = tiny_config()
+    config.data.update(source=f"folder:{tmp_path / 'images'}", mean="image")
+    assert inputs.of_run(config, tmp_path / "run").mean.shape == (32, 32, 3)
