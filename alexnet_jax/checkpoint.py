@@ -7,6 +7,7 @@ an array that was damaged since without a word: hence the manifest.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -27,6 +29,14 @@ Manifest = dict[str, dict[str, Any]]
 """By the path of an array: `dtype`, `shape`, `sha256` and whether it is `finite`."""
 
 _DAMAGED, _FOREIGN = ".damaged", ".foreign"
+
+
+def _of_note(record: logging.LogRecord) -> bool:
+    """Not Orbax's warnings of what it is asked to do: no OCDBT, nothing written by a reader."""
+    return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+absl.logging.get_absl_logger().addFilter(_of_note)
 
 
 class Checkpoints:

@@ -27,11 +27,14 @@ _STYLE = {
 
 
 def svg(figure: Figure) -> bytes:
-    """The same bytes for the same figure: without a date, with names that are no chance."""
+    """The same bytes for the same figure: without a date, with names that are no chance.
+
+    It shrinks with what it stands in, such as a notebook on a phone.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "alexnet_jax"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return buffer.getvalue().replace(b"<svg ", b'<svg style="max-width: 100%; height: auto" ', 1)
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:

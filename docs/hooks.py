@@ -36,11 +36,12 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
 
 def _fill(match: re.Match[str]) -> str:
     kind, name = match[1], match[2]
+    language = "text"  # whose lines stay whole; see extra.css
     if kind == "help":
-        text = usage(name or None)
+        text, language = usage(name or None), "output"
     elif kind in ("layers", "conventions"):
         make = runpy.run_path(str(ROOT / "experiments" / "imagenet.py"))["get_config"]
         text = (layer_table if kind == "layers" else convention_table)(make(name))
     else:
         raise PluginError(f"{match[0]}: use layers, conventions or help")
-    return f"```text\n{text}\n```"
+    return f"```{language}\n{text}\n```"

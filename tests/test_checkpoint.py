@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -179,3 +181,21 @@ def test_the_manifest_is_readable_by_eye(workdir):
     rows = json.loads(path.read_text())["arrays"]
     assert rows["['params']['fc8']['bias']"]["shape"] == [2, 7]
     assert all(len(row["sha256"]) == 64 for row in rows.values())
+
+
+def test_a_library_user_is_not_told_what_orbax_thinks_of_it(tmp_path):
+    # In a process of its own, without the command line, which is quieter still.
+    code = """
+import sys, pathlib, numpy as np
+from alexnet_jax.checkpoint import Checkpoints, manifest
+state = {"w": np.arange(3.0)}
+with Checkpoints(pathlib.Path(sys.argv[1]), 1) as checkpoints:
+    checkpoints.save(1, state, manifest(state), {}, None)
+with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
+    step, state, _ = checkpoints.restore_latest(state)
+print(step, state["w"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("1 [0. 1. 2.]\n", "")
