@@ -5,6 +5,7 @@ an array that was damaged since without a word: hence the manifest.
 """
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -110,6 +111,10 @@ class Checkpoints:
                 ),
                 metrics=None if error is None else {"top1_error": error},
             )
+        # An array whose shards were looked at holds itself in a cycle, and with it its copy on the
+        # host: a whole state a save, until Python looks for cycles, which it does by the number of
+        # objects and not by their size.
+        gc.collect()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

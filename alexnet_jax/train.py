@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import gc
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,21 @@ def train_and_evaluate(
         )
 
 
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """Leaves what is in memory by now out of Python's search for cycles, for so long.
+
+    Each save makes one (see `Checkpoints.save`), which would look at half a million objects of
+    libraries.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 @dataclasses.dataclass
 class Stretch:
     """What the next line of the log is the mean of: the finite steps since the last line."""
@@ -262,6 +278,7 @@ def _run(
         watchdog = stack.enter_context(
             Watchdog(workdir / "stacks.txt", config.warn_slow_step_after_seconds)
         )
+        stack.enter_context(_settled())
         watch = Watch(config, tower.layers)
         guard = NotFinite(config, workdir, train_source, state.params)
 

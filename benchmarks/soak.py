@@ -25,12 +25,17 @@ SAMPLE_SECONDS = 5
 
 
 def sample(pid: int) -> dict[str, float]:
-    """Resident megabytes, open files and threads of a process."""
+    """Resident megabytes, open files and threads of a process.
+
+    Memory of its own is apart from the pages of files, mostly libraries' code, which are read as
+    they are first used and are never more than the files.
+    """
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
     )
     return {
-        "resident_mb": int(status["VmRSS"].split()[0]) / 1024,
+        "own_mb": int(status["RssAnon"].split()[0]) / 1024,
+        "files_mb": int(status["RssFile"].split()[0]) / 1024,
         "files": len(os.listdir(f"/proc/{pid}/fd")),
         "threads": int(status["Threads"]),
     }
@@ -101,7 +106,8 @@ def table(rows: list[dict[str, float]], log: list[dict], kept: list[int]) -> str
         "|---|---|---|---|---|",
     ]
     for name, label in (
-        ("resident_mb", "resident memory, MB"), ("files", "open files"), ("threads", "threads"),
+        ("own_mb", "memory of its own, MB"), ("files_mb", "pages of files, MB"),
+        ("files", "open files"), ("threads", "threads"),
     ):  # fmt: skip
         values = np.array([row[name] for row in rows])
         rate, error = slope(seconds, values)
