@@ -12,7 +12,7 @@ import pytest
 import sklearn.metrics
 import sklearn.neighbors
 
-from alexnet_jax import report, study
+from alexnet_jax import comparison, report, study
 from alexnet_jax.errors import UsageError
 from alexnet_jax.train import train_and_evaluate
 from tests.support import png_folder
@@ -127,7 +127,7 @@ def test_the_page_of_a_study_shows_the_table(study_folder):
     text = report.write(study_folder).read_text()
     page = Page(text)
     words = re.sub(r"\s+", " ", " ".join(page.text))
-    for row in study.cells(small(), study.rows(small(), study_folder)):
+    for row in comparison.cells(small(), comparison.rows(small(), study_folder)):
         for cell in filter(None, row):
             assert cell in words
     assert all(a.startswith("data:image/") for a in page.addresses) and len(page.addresses) == 3

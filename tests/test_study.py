@@ -168,7 +168,7 @@ def test_seeds_share_their_programs(tmp_path):
     finally:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
         jax.monitoring.clear_event_listeners()
-    assert events.count("/jax/compilation_cache/cache_hits") > 5
+    assert events.count("/jax/compilation_cache/cache_hits") >= 2  # the step, the evaluation
     assert events.count("/jax/compilation_cache/cache_misses") == 0
 
 
