@@ -253,8 +253,7 @@ def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
     _, h, w, _ = x_BxHxWxC.shape
 
     def total(x: jax.Array) -> jax.Array:
-        # Along one side after the other, and by slices: on CPU XLA's windows take longer, and most of
-        # all their gradient.
+        # One side after the other, by slices: on CPU XLA's windows take longer, their gradient too.
         x = _pad_to_windows(x, window, stride, 0)
         for axis, size in ((1, h), (2, w)):
             reach = stride * (pooled_size(size, window, stride) - 1) + 1
