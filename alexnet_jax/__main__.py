@@ -2,8 +2,9 @@
 
 Exit codes: 0 done, 2 a mistake that the person running can mend (one line on stderr), 3 another
 process of the same run was lost (start all again: they resume), 4 `verify` found a difference, 5
-some runs of a study failed, 130 and 143 stopped by Ctrl-C or SIGTERM, 1 anything else. JAX and
-TensorFlow are imported by the verbs that need them, so that help is instant.
+some runs of a study failed, 130 and 143 stopped by Ctrl-C or SIGTERM, 141 whoever read the output
+has closed it, 1 anything else. JAX and TensorFlow are imported by the verbs that need them, so that
+help is instant.
 """
 
 import difflib
@@ -24,6 +25,7 @@ from alexnet_jax.errors import Stopped, UsageError
 LOST_ANOTHER = 3
 NOT_THE_SAME = 4
 FAILED = 5
+NOBODY_READS = 128 + 13  # as a shell says of a program that SIGPIPE ended
 
 
 def train(flag: flags.FlagValues) -> None:
@@ -245,6 +247,21 @@ def _start(config: ConfigDict) -> None:
     prepare_host(config)
 
 
+def _run(typed: list[str]) -> int:
+    if not typed or typed[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if typed else 2
+    verb, *rest = typed
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
+        raise UsageError(f"no verb {verb!r}: {hint}")
+    if {"-h", "--help"} & set(rest):
+        print(usage(verb))
+        return 0
+    return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
+
+
 def usage(verb: str | None = None) -> str:
     """What to type, for all verbs or one."""
     command = "python -m alexnet_jax"
@@ -272,19 +289,14 @@ def main(typed: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
     typed = sys.argv[1:] if typed is None else typed
     _quiet_libraries()
-    if not typed or typed[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if typed else 2
-    verb, *rest = typed
     try:
-        if verb not in VERBS:
-            close = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
-            raise UsageError(f"no verb {verb!r}: {hint}")
-        if {"-h", "--help"} & set(rest):
-            print(usage(verb))
-            return 0
-        return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
+        code = _run(typed)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `... | head`
+        # Else Python finds it once more as it exits, and says so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from alexnet_jax.__main__ import VERBS, main
+from alexnet_jax.__main__ import NOBODY_READS, VERBS, main
 
 QUICKSTART = "--config=experiments/quickstart.py"
 
@@ -67,6 +67,18 @@ def test_help_names_every_verb_and_flag(capsys):
         assert main([verb, "--help"]) == 0
         own = capsys.readouterr().out
         assert example in own and all(f"--{flag}" in own for flag in flags)
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stdout", "stderr")])
+def test_whoever_has_read_enough_is_no_error(closed):
+    """As in `inspect ... | head -1`: the reader is gone before the last line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "alexnet_jax", "inspect", "--config=experiments/imagenet.py"]
+    pipes = {"stderr": subprocess.PIPE} | dict.fromkeys(closed, writer)
+    process = subprocess.run(command, **pipes)
+    os.close(writer)
+    assert process.returncode == NOBODY_READS and not process.stderr
 
 
 def test_inspect_prints_the_layers(capsys):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import pipeline
+from alexnet_jax.data import decode, pipeline
 from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 
@@ -105,11 +105,13 @@ def compute(
 def key(source: Source, config: ConfigDict) -> str:
     """A name for what `compute` finds: of the files, as they are now, and of what is done to them.
 
-    Files are told by path, size and time of change, since reading them is what takes long.
+    Files are told by path, size and time of change, since reading them is what takes long; what is
+    done, by the configuration and the code.
     """
     files = [(str(Path(name).resolve()), *_stamp(name)) for name in source.files]
     rule = [config.image_size, config.resize, config.shrink]
-    about = [source.name, source.split, source.num_examples, rule, files]
+    code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in (decode.__file__, __file__)]
+    about = [source.name, source.split, source.num_examples, rule, code, files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
