@@ -1,15 +1,16 @@
 """How soon training begins: the first start of a configuration, and the second.
 
-    python -m benchmarks.start --config=experiments/imagenet.py:paper --config.data.mean=channel
+    python -m benchmarks.start
 
-(With a mean image the first start of all would be the one that computes it.) Each round has an
-empty compilation cache of its own and starts `train` twice, until the first step's line is printed.
-Writes start-CONFIG.json under --out.
+Each round has an empty cache of its own (compiled programs, mean images) and starts `train` twice
+in new workdirs, until the line of the first step is printed: the step itself is in both. Writes
+start.json and start.md under --out.
 """
 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -18,48 +19,68 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+CASES = {
+    "`imagenet.py:paper`, but the mean a constant": [
+        "--config=experiments/imagenet.py:paper",
+        "--config.data.mean=channel",
+    ],
+    "`imagenet.py:paper`": ["--config=experiments/imagenet.py:paper"],
+    "`cifar10_2012.py:18pct`": ["--config=experiments/cifar10_2012.py:18pct"],
+}
 
 
-def first_step(config: str, extra: list[str], cache: str) -> float:
-    """Seconds from the command to the end of its first step."""
+def first_step(flags: list[str], cache: str) -> tuple[float, int]:
+    """Seconds from the command to the end of its first step, and the training images."""
     with tempfile.TemporaryDirectory() as workdir:
-        command = [
-            sys.executable, "-m", "alexnet_jax", "train",
-            f"--config={config}", f"--workdir={workdir}", *extra,
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "alexnet_jax", "train", f"--workdir={workdir}", *flags]
         before = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=HERE.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
             env=dict(os.environ, JAX_COMPILATION_CACHE_DIR=cache),
         )  # fmt: skip
+        images = 0
         for line in process.stderr:
+            if found := re.search(r"(\d+) training images", line):
+                images = int(found[1])
             if line.startswith("step 1/"):
                 seconds = time.perf_counter() - before
                 process.kill()
                 process.communicate()
-                return seconds
+                return seconds, images
         raise SystemExit(f"{' '.join(command)} ended before its first step")
 
 
 def main() -> None:
-    """Measures and writes the figures."""
+    """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="experiments/imagenet.py:paper")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    args, extra = parser.parse_known_args()
-    seconds = {"first": [], "second": []}
+    args = parser.parse_args()
+    result = {name: {"flags": flags, "first": [], "second": []} for name, flags in CASES.items()}
     for _ in range(args.rounds):
-        with tempfile.TemporaryDirectory() as cache:
-            for values in seconds.values():
-                values.append(first_step(args.config, extra, cache))
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    result = {"config": args.config, "flags": extra, "seconds": seconds, "median": medians}
-    result["second_by_first"] = medians["second"] / medians["first"]
+        for case in result.values():
+            with tempfile.TemporaryDirectory() as cache:
+                for which in ("first", "second"):
+                    seconds, case["images"] = first_step(case["flags"], cache)
+                    case[which].append(seconds)
     args.out.mkdir(parents=True, exist_ok=True)
-    name = f"start-{Path(args.config.partition(':')[0]).stem}.json"
-    (args.out / name).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    (args.out / "start.json").write_text(json.dumps(result, indent=2) + "\n")
+    (args.out / "start.md").write_text(table(result))
+    print(table(result))
+
+
+def table(result: dict) -> str:
+    """The medians as Markdown."""
+    lines = [
+        "| config | training images | first start, s | second, s | second by first |",
+        "|---|---|---|---|---|",
+    ]
+    for name, case in result.items():
+        first, second = (statistics.median(case[which]) for which in ("first", "second"))
+        lines.append(
+            f"| {name} | {case['images']} | {first:.1f} | {second:.1f} | {second / first:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
