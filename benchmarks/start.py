@@ -3,7 +3,8 @@
     python -m benchmarks.start
 
 Each round has an empty cache of its own (compiled programs, mean images) and starts `train` twice
-in new workdirs, until the line of the first step is printed: the step itself is in both. Writes
+in new workdirs, until the line of the first step is printed: the step itself is in both. What a
+mean image costs grows with the data, so that one case reads each photograph from TEN files. Writes
 start.json and start.md under --out.
 """
 
@@ -25,8 +26,29 @@ CASES = {
         "--config.data.mean=channel",
     ],
     "`imagenet.py:paper`": ["--config=experiments/imagenet.py:paper"],
+    "`imagenet.py:paper`, each photograph ten times": [
+        "--config=experiments/imagenet.py:paper",
+        "--config.data.source=folder:TEN",
+    ],
     "`cifar10_2012.py:18pct`": ["--config=experiments/cifar10_2012.py:18pct"],
 }
+
+
+def write_files(folder: Path, times: int) -> None:
+    """The photographs as image files, one folder a class, each of them `times` times."""
+    import numpy as np
+
+    from alexnet_jax.data.sources import open_source
+
+    for split in ("train", "validation"):
+        source = open_source("tfds:imagenet2012", split)
+        encoded, labels = source.read(np.arange(source.num_examples))
+        for number, (image, label) in enumerate(zip(encoded, labels, strict=True)):
+            path = folder / split / source.class_names[label]
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{number}-0.jpg").write_bytes(image)
+            for copy in range(1, times):
+                os.link(path / f"{number}-0.jpg", path / f"{number}-{copy}.jpg")
 
 
 def first_step(flags: list[str], cache: str) -> tuple[float, int]:
@@ -57,12 +79,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     result = {name: {"flags": flags, "first": [], "second": []} for name, flags in CASES.items()}
-    for _ in range(args.rounds):
-        for case in result.values():
-            with tempfile.TemporaryDirectory() as cache:
-                for which in ("first", "second"):
-                    seconds, case["images"] = first_step(case["flags"], cache)
-                    case[which].append(seconds)
+    with tempfile.TemporaryDirectory() as ten:
+        write_files(Path(ten), 10)
+        for _ in range(args.rounds):
+            for case in result.values():
+                flags = [flag.replace("TEN", ten) for flag in case["flags"]]
+                with tempfile.TemporaryDirectory() as cache:
+                    for which in ("first", "second"):
+                        seconds, case["images"] = first_step(flags, cache)
+                        case[which].append(seconds)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "start.json").write_text(json.dumps(result, indent=2) + "\n")
     (args.out / "start.md").write_text(table(result))
