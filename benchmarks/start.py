@@ -4,8 +4,8 @@
 
 Each round has an empty cache of its own (compiled programs, mean images) and starts `train` twice
 in new workdirs, until the line of the first step is printed: the step itself is in both. What a
-mean image costs grows with the data, so that one case reads each photograph from TEN files. Writes
-start.json and start.md under --out.
+mean image costs grows with the data, so that one case reads a folder, COPIES, that holds each
+photograph ten times. Writes start.json and start.md under --out.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CASES = {
     "`imagenet.py:paper`": ["--config=experiments/imagenet.py:paper"],
     "`imagenet.py:paper`, each photograph ten times": [
         "--config=experiments/imagenet.py:paper",
-        "--config.data.source=folder:TEN",
+        "--config.data.source=folder:COPIES",
     ],
     "`cifar10_2012.py:18pct`": ["--config=experiments/cifar10_2012.py:18pct"],
 }
@@ -79,11 +79,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     result = {name: {"flags": flags, "first": [], "second": []} for name, flags in CASES.items()}
-    with tempfile.TemporaryDirectory() as ten:
-        write_files(Path(ten), 10)
+    with tempfile.TemporaryDirectory() as copies:
+        write_files(Path(copies), 10)
         for _ in range(args.rounds):
             for case in result.values():
-                flags = [flag.replace("TEN", ten) for flag in case["flags"]]
+                flags = [flag.replace("COPIES", copies) for flag in case["flags"]]
                 with tempfile.TemporaryDirectory() as cache:
                     for which in ("first", "second"):
                         seconds, case["images"] = first_step(flags, cache)
