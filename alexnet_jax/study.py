@@ -95,9 +95,9 @@ def check(config: ConfigDict) -> None:
     for name, _ in config.paper:
         if name not in names:
             raise UsageError(f"config.paper: {name!r} is no variant")
-    for name in names:
+    for name, seed in runs(config):
         try:
-            validate(run_config(config, name, config.seeds[0]))
+            validate(run_config(config, name, seed))
         except UsageError as error:
             raise UsageError(f"variant {name!r}: {error}") from error
 
