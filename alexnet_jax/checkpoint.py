@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ Manifest = dict[str, dict[str, Any]]
 """By the path of an array: `dtype`, `shape`, `sha256` and whether it is `finite`."""
 
 _DAMAGED, _FOREIGN = ".damaged", ".foreign"
+_ERROR = "top1_error"
 
 
 def _of_note(record: logging.LogRecord) -> bool:
@@ -38,6 +39,30 @@ def _of_note(record: logging.LogRecord) -> bool:
 
 
 absl.logging.get_absl_logger().addFilter(_of_note)
+
+
+class _Best(policies.PreservationPolicy):
+    """Keeps the checkpoint of lowest error, the later one of two.
+
+    Orbax's own policy forgets the errors of the checkpoints that a resumed run finds.
+    """
+
+    def __init__(self, errors: dict[int, float]):
+        """By step; grows with each save."""
+        self._errors = errors
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> Sequence[bool]:
+        """See `PreservationPolicy`."""
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        tested = [step for step in steps if step in self._errors]
+        best = min(tested, key=lambda step: (self._errors[step], -step), default=None)
+        return [step == best for step in steps]
 
 
 class Checkpoints:
@@ -54,19 +79,15 @@ class Checkpoints:
         """
         self._reads_only = not keep
         self._passed_over: set[int] = set()
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["top1_error"],
-            reverse=True,
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        self._folder = workdir.resolve() / "checkpoints"
+        self._errors = {} if self._reads_only else _written_errors(self._folder)
+        best = _Best(self._errors)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             read_only=self._reads_only,
             create=not self._reads_only,
             cleanup_tmp_directories=not self._reads_only,  # of writes that were cut
         )
-        self._folder = workdir.resolve() / "checkpoints"
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=options,
@@ -101,15 +122,17 @@ class Checkpoints:
             raise ValueError(f"step {step} is not saved: {bad[0]} is not finite")
         if step in self._manager.all_steps():
             return
+        about = {"arrays": arrays, "sha256": _seal(arrays, extra, error), _ERROR: error}
+        if error is not None:
+            self._errors[step] = error
         with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
                     extra=ocp.args.JsonSave(extra),
-                    manifest=ocp.args.JsonSave({"arrays": arrays, "sha256": _seal(arrays, extra)}),
+                    manifest=ocp.args.JsonSave(about),
                 ),
-                metrics=None if error is None else {"top1_error": error},
             )
         # An array whose shards were looked at holds itself in a cycle, and with it its copy on the
         # host: a whole state a save, until Python looks for cycles, which it does by the number of
@@ -208,7 +231,7 @@ class Checkpoints:
             args=ocp.args.Composite(extra=ocp.args.JsonRestore(), manifest=ocp.args.JsonRestore()),
         )
         arrays, extra = about["manifest"]["arrays"], about["extra"]
-        if about["manifest"]["sha256"] != _seal(arrays, extra):
+        if about["manifest"]["sha256"] != _seal(arrays, extra, about["manifest"].get(_ERROR)):
             raise ValueError("manifest or plain numbers: other bytes")
         if foreign := differences(arrays, shapes(like)):
             raise UsageError(f"is of another configuration: {foreign[0]}")
@@ -279,9 +302,20 @@ def parameters_sha256(arrays: Manifest) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
-def _seal(arrays: Manifest, extra: dict[str, Any]) -> str:
+def _seal(arrays: Manifest, extra: dict[str, Any], error: float | None) -> str:
     """A checksum over what is kept as JSON."""
-    return hashlib.sha256(json.dumps([arrays, extra], sort_keys=True).encode()).hexdigest()
+    kept = [arrays, extra] if error is None else [arrays, extra, error]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def _written_errors(folder: Path) -> dict[int, float]:
+    """The error by which each checkpoint of a folder is ranked, by step."""
+    errors = {}
+    for path in folder.glob("[0-9]*/manifest/metadata"):
+        # A damaged one is found when it is restored.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            errors[int(path.parts[-3])] = float(json.loads(path.read_text())[_ERROR])
+    return errors
 
 
 def differences(written: Manifest, found: Manifest) -> list[str]:

@@ -94,7 +94,7 @@ def make_predict_step(
         probabilities = jax.nn.softmax(logits).reshape(views, len(batch["image"]), -1).mean(0)
         (features,) = state["intermediates"][f"{last_hidden}_out"]
         features = features.reshape(views, len(batch["image"]), -1)[centre_view(views)]
-        return probabilities, features
+        return placement.join_over_data(probabilities), placement.join_over_data(features)
 
     return placement.spread(step, ("tower", "batch"), ("same", "tower"))
 

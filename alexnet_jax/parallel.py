@@ -164,6 +164,10 @@ class Placement:
         """Inside a mapped function: the sum of every leaf over the parts of the batch."""
         return lax.psum(tree, DATA) if self.name == "mesh" else tree
 
+    def join_over_data(self, x: jax.Array, axis: int = 0) -> jax.Array:
+        """Inside a mapped function: the examples of all parts of the batch, in their order."""
+        return lax.all_gather(x, DATA, axis=axis, tiled=True) if self.name == "mesh" else x
+
     def spread(
         self,
         fn: Callable[..., Any],
