@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test test-all lint docs bench clean .venv
+.PHONY: quickstart test test-all mutants lint docs bench clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
@@ -13,6 +13,9 @@ test: .venv/done  ## Run the tests.
 
 test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
+
+mutants: .venv/done  ## Make one-line mistakes in the package, one at a time: each must fail a test.
+	$(RUN) -m tests.mutants.run
 
 lint: .venv/done  ## Check style.
 	$(RUN) -m ruff check .

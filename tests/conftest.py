@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+
 def pytest_collection_modifyitems(items):
     """Marks what is slow: the list in `slow.py`, and whatever is marked where it is written."""
     for item in items:

@@ -1,7 +1,7 @@
-"""Both halves of the network by hand, in NumPy float64, from the configuration's table alone.
+"""The towers of the network by hand, in NumPy float64, from the configuration's table alone.
 
-Written from the paper, `layers-145.cfg` as the reference describes it, and Caffe's prototxt: two
-explicit halves that concatenate where the table says they exchange. Slow and plain on purpose.
+Written from the paper, `layers-145.cfg` as the reference describes it, and Caffe's prototxt:
+explicit parts that concatenate where the table says they exchange. Slow and plain on purpose.
 """
 
 import numpy as np
@@ -20,13 +20,23 @@ def conv(x, kernel, stride, padding):
     return out
 
 
-def max_pool(x, window, stride):
+def local(x, kernel, size, padding):
+    """A kernel of its own at every position; the channels of a patch one after the other."""
+    x = np.pad(x, ((0, 0), padding, padding, (0, 0)))
+    out = np.zeros((len(x), *kernel.shape[:2], kernel.shape[3]))
+    for i, j in np.ndindex(out.shape[1:3]):
+        patch = x[:, i : i + size, j : j + size].transpose(0, 3, 1, 2)
+        out[:, i, j] = patch.reshape(len(x), -1) @ kernel[i, j]
+    return out
+
+
+def pool(x, window, stride, reduce):
     """Windows that start inside the map; the last may hang over its edge."""
     starts = range(0, max(x.shape[1] - window, 0) + stride, stride)
     starts = [s for s in starts if s == 0 or s - stride + window < x.shape[1]]
-    rows = [x[:, s : s + window].max(1) for s in starts]
+    rows = [reduce(x[:, s : s + window], 1) for s in starts]
     x = np.stack(rows, 1)
-    return np.stack([x[:, :, s : s + window].max(2) for s in starts], 2)
+    return np.stack([reduce(x[:, :, s : s + window], 2) for s in starts], 2)
 
 
 def lrn(x, n, k, alpha, beta):
@@ -52,51 +62,54 @@ def logits(model, params, images, masks=None):
     """`[B, classes]`.
 
     Args:
-      model: `config.model`, two towers.
+      model: `config.model`.
       params: stacked tower parameters.
       images: `[B, H, W, 3]`.
-      masks: `{layer: [tower 0's mask, tower 1's]}` in training, None in test.
+      masks: `{layer: [each tower's mask]}` in training, None in test.
     """
     norm, within, keep = model.lrn, model.within_map_norm, 1 - model.dropout.rate
-    halves = [images, images]
-    for name in model.layer_order:
+    towers = range(model.towers)
+    parts = [images for _ in towers]
+    for i, name in enumerate(model.layer_order):
         row, leaves = model.layers[name], params[name]
-        if row.exchange == "inputs":
-            both = np.concatenate(halves, -1)
-            halves = [both, both]
+        if row.exchange == "inputs" and i:
+            parts = [np.concatenate(parts, -1) for _ in towers]
         if name == model.layer_order[-1]:
-            partial = [halves[t].reshape(len(images), -1) @ leaves["kernel"][t] for t in (0, 1)]
-            return partial[0] + partial[1] + leaves["bias"][0]
-        for t in (0, 1):
+            flat = [x.reshape(len(images), -1) for x in parts]
+            return sum(flat[t] @ leaves["kernel"][t] for t in towers) + leaves["bias"][0]
+        for t in towers:
             kernel, bias = leaves["kernel"][t], leaves["bias"][t]
             if row.kind == "dense":
-                halves[t] = halves[t].reshape(len(images), -1) @ kernel + bias
+                parts[t] = parts[t].reshape(len(images), -1) @ kernel + bias
+            elif row.kind == "local":
+                parts[t] = local(parts[t], kernel, row.kernel, tuple(row.padding)) + bias
             else:
-                halves[t] = conv(halves[t], kernel, row.stride, tuple(row.padding)) + bias
+                parts[t] = conv(parts[t], kernel, row.stride, tuple(row.padding)) + bias
         for op in row.then:
             if op == "lrn":
                 alpha = norm.alpha / norm.size if norm.alpha_divided_by_size else norm.alpha
                 constants = (norm.size, norm.k, alpha, norm.beta)
                 if norm.across_towers:
-                    halves = np.split(lrn(np.concatenate(halves, -1), *constants), 2, -1)
+                    whole = lrn(np.concatenate(parts, -1), *constants)
+                    parts = np.split(whole, model.towers, -1)
                 else:
-                    halves = [lrn(x, *constants) for x in halves]
+                    parts = [lrn(x, *constants) for x in parts]
             elif op == "within_map_norm":
-                alpha = within.alpha / within.size**2
-                halves = [map_norm(x, within.size, within.k, alpha, within.beta) for x in halves]
+                squares = within.size**2 if within.alpha_divided_by_size else 1
+                alpha = within.alpha / squares
+                parts = [map_norm(x, within.size, within.k, alpha, within.beta) for x in parts]
             elif op == "activation":
-                halves = [np.maximum(x, 0) for x in halves]
-            elif op == "max_pool":
-                halves = [max_pool(x, model.pool.window, model.pool.stride) for x in halves]
+                parts = [np.maximum(x, 0) for x in parts]
+            elif op in ("max_pool", "avg_pool"):
+                reduce = np.max if op == "max_pool" else np.mean
+                parts = [pool(x, model.pool.window, model.pool.stride, reduce) for x in parts]
             elif op == "dropout":
                 rescaled = model.dropout.rescaled_in_training
                 if masks is None:
-                    halves = [x if rescaled else x * keep for x in halves]
+                    parts = [x if rescaled else x * keep for x in parts]
                 else:
                     factor = 1 / keep if rescaled else 1
-                    halves = [
-                        x * mask * factor for x, mask in zip(halves, masks[name], strict=True)
-                    ]
+                    parts = [x * mask * factor for x, mask in zip(parts, masks[name], strict=True)]
     raise AssertionError("the table has no classifier")
 
 

@@ -24,9 +24,10 @@ def lrn(x, size, k, alpha, beta, groups):
 
 
 def max_pool(x, window, stride):
-    """Overlapping max pooling without padding: sizes must fit."""
+    """Overlapping max pooling; the last window may hang over the edge."""
     dims, strides = (1, window, window, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, dims, strides, "VALID")
+    over = [(0, 0) if i in (0, 3) else (0, (window - n) % stride) for i, n in enumerate(x.shape)]
+    return lax.reduce_window(x, -jnp.inf, lax.max, dims, strides, over)
 
 
 def grouped_network(model, merged, images, masks):

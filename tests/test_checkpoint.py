@@ -8,10 +8,12 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from alexnet_jax.checkpoint import Checkpoints, manifest
+from alexnet_jax.checkpoint import Checkpoints, manifest, parameters_sha256
 from alexnet_jax.errors import UsageError
+from alexnet_jax.state import init_state
 
 
 def a_state(seed, classes=7, **more):
@@ -43,7 +45,7 @@ def saved(tmp_path_factory):
     with Checkpoints(workdir, keep=2) as checkpoints:
         for step in (1, 2):
             state = a_state(step)
-            checkpoints.save(step, state, manifest(state), {"best": 0.5, "drops": step}, None)
+            checkpoints.save(step, state, manifest(state), {"best": 0.5, "drops": step}, 0.25)
     return workdir
 
 
@@ -84,14 +86,86 @@ def test_the_newest_comes_back_as_it_was(workdir):
     assert step == 2 and same(state, a_state(2)) and extra == {"best": 0.5, "drops": 2}
 
 
-def test_the_latest_and_the_best_stay_and_no_others(tmp_path):
-    """Most saves come without an evaluation, and are not kept for that."""
-    errors = {3: 0.5, 6: 0.2, 9: 0.4, 12: 0.3}
+@pytest.mark.parametrize("resumed_after", [7, 10])
+def test_the_latest_and_the_best_stay_and_no_others(tmp_path, resumed_after):
+    """Most saves come without an evaluation, and are not kept for that; a later one wins a tie."""
+    errors = {3: 0.5, 6: 0.2, 9: 0.4, 10: 0.2, 12: 0.3}
+    for steps in (range(1, resumed_after + 1), range(resumed_after + 1, 15)):
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            for step in steps:
+                state = a_state(step)
+                checkpoints.save(step, state, manifest(state), {}, errors.get(step))
+                checkpoints.wait()
+                best = min((errors.get(s, 1), -s) for s in range(1, step + 1))
+                latest = {-best[1]} if best[0] < 1 else set()
+                assert set(checkpoints.steps()) == latest | {max(step - 1, 1), step}
+
+
+def kept_with(change):
+    """The JSON of a checkpoint's plain numbers or manifest, changed as a whole."""
+
+    def write(workdir, item):
+        path = workdir / "checkpoints" / "2" / item / "metadata"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return write
+
+
+def of_the_first(workdir, item):
+    place = workdir / "checkpoints"
+    shutil.rmtree(place / "2" / item)
+    shutil.copytree(place / "1" / item, place / "2" / item)
+
+
+def change_array(content, **row):
+    content["arrays"]["['params']['fc8']['bias']"].update(row)
+
+
+TAMPERED = {
+    "drops": ("extra", kept_with(lambda numbers: numbers.update(drops=1))),
+    "best": ("extra", kept_with(lambda numbers: numbers.update(best=0.25))),
+    "best missing": ("extra", kept_with(lambda numbers: numbers.pop("best"))),
+    "error": ("manifest", kept_with(lambda about: about.update(top1_error=0.125))),
+    "error missing": ("manifest", kept_with(lambda about: about.pop("top1_error"))),
+    "checksum": ("manifest", kept_with(lambda about: change_array(about, sha256="0" * 64))),
+    "finite": ("manifest", kept_with(lambda about: change_array(about, finite=False))),
+    "numbers of another": ("extra", of_the_first),
+    "manifest of another": ("manifest", of_the_first),
+    "state of another": ("state", of_the_first),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_no_longer_belongs_together_is_not_restored(workdir, capsys, name):
+    """Well-formed all of it: only the seal and the checksums tell."""
+    item, change = TAMPERED[name]
+    change(workdir, item)
+    step, state, extra = latest(workdir)
+    assert step == 1 and same(state, a_state(1)) and extra == {"best": 0.5, "drops": 1}
+    assert "checkpoint 2 in " in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_an_error_of_its_own_restores(tmp_path):
+    """Nor has one of before errors were kept the field."""
+    state = a_state(1)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step in range(1, 15):
-            state = a_state(step)
-            checkpoints.save(step, state, manifest(state), {}, errors.get(step))
-    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 13, 14]
+        checkpoints.save(1, state, manifest(state), {}, None)
+    path = tmp_path / "checkpoints" / "1" / "manifest" / "metadata"
+    about = json.loads(path.read_text())
+    assert about.pop("top1_error") is None
+    path.write_text(json.dumps(about))
+    assert latest(tmp_path)[0] == 1
+
+
+def test_the_checksum_of_parameters_is_of_them_alone():
+    params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    state = init_state(params, optax.sgd(0.1))
+    before = parameters_sha256(manifest(state))
+    assert before == parameters_sha256(manifest(state.replace(step=state.step + 1)))
+    for other in ({"w": params["w"] + 1e-3}, {"v": params["w"]}, {"w": params["w"].T}):
+        assert before != parameters_sha256(manifest(state.replace(params=other)))
 
 
 def test_one_flipped_bit_is_never_restored(saved, tmp_path, capsys):

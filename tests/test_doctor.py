@@ -54,6 +54,73 @@ def test_what_would_be_nice_is_no_error(monkeypatch, capsys, tmp_path):
     assert "tfds.load('cifar10')" in text and f"not in {tmp_path}" in text
 
 
-def test_another_python_is_named(monkeypatch):
-    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 0))
-    assert "3.11 to 3.13" in doctor.python().mend
+@pytest.mark.parametrize(
+    "version,fits",
+    [((3, 10, 9), False), ((3, 11, 0), True), ((3, 13, 7), True), ((3, 14, 0), False)],
+)
+def test_another_python_is_named(monkeypatch, version, fits):
+    monkeypatch.setattr(doctor.sys, "version_info", version)
+    found = doctor.python()
+    assert found.needed and bool(found.mend) is not fits
+    assert fits or "3.11 to 3.13" in found.mend
+
+
+def test_another_package_may_take_the_place_of_tensorflow(monkeypatch):
+    without(monkeypatch, tensorflow=None, **{"tensorflow-cpu": "2.20.0"})
+    assert doctor.version("tensorflow") == "2.20.0"
+    without(monkeypatch, **{"tensorflow-cpu": None})
+    assert doctor.version("tensorflow") is None
+
+
+def test_data_sets_are_those_that_tfds_has_prepared(monkeypatch, tmp_path):
+    """A folder of a version without its description was never finished."""
+    for name, finished in (
+        ("cifar10/3.0.2", True),
+        ("cifar10/2.0.0", True),
+        ("imagenet2012/5.1.0", False),
+    ):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        if finished:
+            (folder / "dataset_info.json").touch()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    cifar, imagenet = doctor.data_sets()
+    assert (cifar.name, cifar.mend) == ("cifar10", "")
+    assert cifar.text == f"2.0.0, 3.0.2 in {tmp_path}"
+    assert imagenet.text == f"not in {tmp_path}" and "docs/data.md" in imagenet.mend
+    assert not cifar.needed and not imagenet.needed
+
+
+def test_jax_that_does_not_start_is_needed(monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("Unable to initialize backend\nand a page more")
+
+    monkeypatch.setattr("jax.devices", broken)
+    (found,) = doctor.devices()
+    assert found.needed and found.text == "JAX does not start: Unable to initialize backend"
+    assert main(["doctor"]) == 2
+    assert "MISSING devices" in capsys.readouterr().out
+
+
+def test_without_a_needed_package_jax_is_not_even_imported(monkeypatch):
+    without(monkeypatch, flax=None)
+    monkeypatch.setattr(doctor, "devices", lambda: pytest.fail("JAX was asked for its devices"))
+    names = [finding.name for finding in doctor.examine()]
+    assert names == ["python", *doctor.NEEDED, *doctor.OPTIONAL]
+
+
+def test_the_table_marks_what_is_missing_and_what_would_be_nice():
+    found = [
+        doctor.Finding("a", "1.0"),
+        doctor.Finding("long name", "none", "do this", needed=True),
+        doctor.Finding("b", "none", "or that"),
+        doctor.Finding("c", "2.0", needed=True),
+    ]
+    assert doctor.table(found).splitlines() == [
+        "ok      a          1.0",
+        "MISSING long name  none",
+        "                   do this",
+        "-       b          none",
+        "                   or that",
+        "ok      c          2.0",
+    ]

@@ -1,13 +1,18 @@
-"""Errors, views and the dead-unit count against plain NumPy."""
+"""Errors, loss and dead units against plain NumPy, on a network whose answers are known."""
 
-import jax
+import dataclasses
+import io
+import types
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from alexnet_jax import evaluate, inputs
-from alexnet_jax.data.sources import open_source
+from alexnet_jax import evaluate, figures, inputs
 from alexnet_jax.diagnose import Watch
 from alexnet_jax.models import tower
+from alexnet_jax.summaries import Pictures
+from alexnet_jax.trained import Network
 from tests.support import PLACEMENTS, placement_of, tiny_config
 
 
@@ -28,78 +33,207 @@ def test_a_network_that_says_nothing_is_wrong():
             np.testing.assert_array_equal(errors, 1)
 
 
-def rule(size, crop, mean=(0.0, 0.0, 0.0)):
-    return inputs.Inputs(np.array(mean, np.float32), 0.5, 1.0, size, crop)
+SIDE, CROP, CLASSES, COUNT = 6, 3, 10, 61
+# Where the top left pixel of each view comes from in the image; a mirrored one begins at its end.
+CORNERS = [(0, 0), (0, 3), (3, 0), (3, 3), (1, 1)]
+PLACES = {
+    1: [(1, 1)],
+    9: [(y, x) for y in (0, 1, 3) for x in (0, 1, 3)],
+    10: CORNERS + [(y, x + CROP - 1) for y, x in CORNERS],
+}
+CENTRE = (1, 1)
+MIRRORED, NO_VIEW = (3, 5), (2, 2)
 
 
-def test_ten_views_are_corners_centre_and_mirrors():
-    image = np.random.default_rng(0).integers(0, 256, (3, 10, 10, 3), np.uint8)
-    views = rule(10, 6, (1, 2, 3)).views(image, 10)
-    expected = []
-    for y, x in ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)):
-        expected.append((image[:, y : y + 6, x : x + 6] - np.array([1.0, 2, 3])) / 2)
-    expected += [view[:, :, ::-1] for view in expected]
-    np.testing.assert_allclose(views, np.stack(expected), rtol=1e-6)
+@dataclasses.dataclass(frozen=True)
+class Sharp:
+    """A tower that looks its answers up: by a view's first pixel, which says where it is from."""
+
+    layers: tuple = (
+        types.SimpleNamespace(name="hidden", then=("activation",)),
+        types.SimpleNamespace(name="last", then=()),
+    )
+    towers: int = 2
+
+    def apply(self, variables, images, mutable):
+        del mutable
+        number, y, x = (images[:, 0, 0, i].astype(int) for i in range(3))
+        hidden, last = (variables["params"][name]["kernel"][number, y, x] for name in NAMES)
+        return last, {"intermediates": {"hidden_out": (hidden,)}}
 
 
-def test_nine_views_are_a_grid():
-    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-    views = rule(32, 24).views(image, 9)
-    expected = [image[:, y : y + 24, x : x + 24] / 2 for y in (0, 4, 8) for x in (0, 4, 8)]
-    np.testing.assert_allclose(views, np.stack(expected), rtol=1e-6)
+NAMES = ("hidden", "last")
 
 
-@pytest.mark.parametrize("views", [1, 10])
-def test_evaluation_is_the_mean_over_every_example(views):
-    """Against a loop over single images, for batches that leave a remainder."""
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Images whose pixels are (number of the image, row, column), with known labels."""
+
+    labels: np.ndarray
+    split: str = "test"
+    name: str = "places"
+    class_names: tuple = tuple("abcdefghij")
+    num_examples: int = COUNT
+
+    def pixels(self, index):
+        image = np.indices((SIDE, SIDE)).transpose(1, 2, 0)
+        return np.insert(image, 0, index, axis=2).astype(np.uint8)
+
+    def read(self, indices):
+        files = [io.BytesIO() for _ in indices]
+        for file, index in zip(files, indices, strict=True):
+            Image.fromarray(self.pixels(index)).save(file, format="PNG")
+        return [file.getvalue() for file in files], self.labels[indices]
+
+    def describe(self, index):
+        return f"image {index}"
+
+
+@pytest.fixture(scope="module")
+def sharp():
+    """A source, its configuration and a network with answers for each place of each image."""
+    rng = np.random.default_rng(0)
     config = tiny_config()
     with config.unlocked():
-        config.data.update(image_size=36, crop_size=32, pad=0)
-    source = open_source("digits", "test")
-    net, own = tower.build(config.model), inputs.build(config.data, None)
-    params = tower.init(net, 0, 32)
-    run = jax.jit(jax.vmap(lambda p, x: net.apply({"params": p}, x), (0, None), axis_name="tower"))
-
-    from alexnet_jax.data import pipeline
-
-    probabilities, centre, labels = [], [], []
-    for batch in pipeline.eval_batches(source, config.data, batch_size=60):
-        logits = [run(params, view)[0] for view in own.views(batch["image"], views)]
-        probabilities.append(np.mean([jax.nn.softmax(x) for x in logits], axis=0))
-        centre.append(logits[4 if views == 10 else 0])
-        labels.append(batch["label"])
-    labels = np.concatenate(labels)
-    best = np.concatenate(probabilities).argmax(1)
-    log_p = np.asarray(jax.nn.log_softmax(np.concatenate(centre)))
-    for name in ("vmap", "pmap", "mesh 2 x 2"):
-        placement = placement_of(*PLACEMENTS[name])
-        config.evaluate.batch_size = 52 * views  # 360 = 6 x 52 + 48
-        step = evaluate.make_eval_step(net, own, placement, views)
-        fields = evaluate.evaluate(
-            step, placement.put_towers(params), source, config, placement, views
-        )
-        assert fields["num_examples"] == 360
-        assert fields["loss"] == pytest.approx(-log_p[np.arange(360), labels].mean(), rel=1e-5)
-        key = "top1_error" if views == 1 else "top1_error_10_views"
-        assert fields[key] == pytest.approx(np.mean(best != labels), abs=1.5 / 360)
+        config.data.update(image_size=SIDE, crop_size=CROP, pad=0)
+    logits = rng.normal(0, 3, (COUNT, SIDE, SIDE, CLASSES)).astype(np.float32)
+    units = np.full((2, COUNT, SIDE, SIDE, 5), -1, np.float32)
+    units[:, 7, *MIRRORED, 0] = 1  # one view of one image alone
+    units[1, COUNT - 1, *CENTRE, 1] = 1  # the last image, in the second tower
+    units[:, :, *NO_VIEW, 2] = 1  # where no view begins
+    units[0, :, :, :, 3] = 1
+    params = {"hidden": {"kernel": units}, "last": {"kernel": np.stack([logits, logits])}}
+    rule = inputs.Inputs(np.zeros(3, np.float32), 1.0, 1.0, SIDE, CROP)
+    source = Places(rng.integers(0, CLASSES, COUNT).astype(np.int32))
+    return config, source, rule, params, logits
 
 
-def test_dead_units_are_counted_and_named():
-    config = tiny_config()
-    config.model.layers.conv4.bias = -1e6
-    net, own = tower.build(config.model), inputs.build(config.data, None)
-    params = tower.init(net, 0, 32)
-    params["conv2"]["bias"][0, :3] = -1e6
+def softmax(logits):
+    e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def wrong(scores, labels, best):
+    ranking = np.argsort(-scores, axis=-1)[..., :best]
+    return np.array([label not in row for label, row in zip(labels, ranking, strict=True)])
+
+
+@pytest.mark.parametrize("name", ["vmap", "pmap", "mesh 2 x 2"])
+@pytest.mark.parametrize("views", [1, 9, 10])
+def test_errors_and_loss_are_those_counted_image_by_image(sharp, views, name):
+    """61 images in batches of 8: the last one holds three that do not count."""
+    config, source, rule, params, logits = sharp
+    config.evaluate.batch_size = 8 * views
+    placement = placement_of(*PLACEMENTS[name])
+    step = evaluate.make_eval_step(Sharp(), rule, placement, views)
+    found = evaluate.evaluate(step, placement.put_towers(params), source, config, placement, views)
+
+    of_views = np.stack([logits[:, y, x] for y, x in PLACES[views]])
+    centre, mean = logits[:, *CENTRE], softmax(of_views).mean(0)
+    losses = -np.log(softmax(centre)[np.arange(COUNT), source.labels])
+    alive = 4 if views == 10 else 2  # of ten; see `sharp`
+    expected = {
+        "loss": losses.mean(),
+        "top1_error": wrong(centre, source.labels, 1).mean(),
+        "top5_error": wrong(centre, source.labels, 5).mean(),
+        "num_examples": COUNT,
+        "dead_units": {"hidden": pytest.approx(1 - alive / 10)},
+    }
+    if views > 1:
+        expected[f"top1_error_{views}_views"] = wrong(mean, source.labels, 1).mean()
+        expected[f"top5_error_{views}_views"] = wrong(mean, source.labels, 5).mean()
+        for best in (1, 5):  # the table tells the mean of probabilities from that of logits
+            errors = [wrong(x, source.labels, best).mean() for x in (of_views.mean(0), mean)]
+            assert errors[0] != errors[1]
+    assert found == {k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v
+                     for k, v in expected.items()}  # fmt: skip
+
+
+def test_what_the_mask_leaves_out_counts_nowhere(sharp):
+    _, source, rule, params, logits = sharp
+    index = np.array([7, 3, 60, 12])
+    batch = {
+        "image": np.stack([source.pixels(i) for i in index]),
+        "label": source.labels[index],
+        "mask": np.float32([0, 1, 0, 1]),
+    }
     placement = placement_of("vmap")
-    step = evaluate.make_eval_step(net, own, placement, 1)
-    fields = evaluate.evaluate(step, params, open_source("digits", "test"), config, placement, 1)
-    dead = fields["dead_units"]
-    assert dead["conv4"] == 1
-    assert 3 / 16 <= dead["conv2"] < 1
-    watch = Watch(config, net.layers)
+    step = evaluate.make_eval_step(Sharp(), rule, placement, 10)
+    sums, fired = step(placement.put_towers(params), placement.put_batch(batch))
+    kept = index[batch["mask"] > 0]
+    assert sums["count"] == 2
+    assert sums["top1_error"] == wrong(logits[kept][:, *CENTRE], source.labels[kept], 1).sum()
+    # Units 0 and 1 are positive for images 7 and 60 alone.
+    np.testing.assert_array_equal(fired["hidden"], [[0, 0, 0, 1, 0], [0, 0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("name", ["pmap", "mesh 2 x 2"])
+@pytest.mark.parametrize("views", [1, 10])
+def test_predictions_are_means_of_probabilities_and_features_of_the_centre(sharp, views, name):
+    _, source, rule, params, logits = sharp
+    index = np.array([7, 3, 60, 12])
+    placement = placement_of(*PLACEMENTS[name])
+    step = evaluate.make_predict_step(Sharp(), rule, placement, views)
+    batch = placement.put_batch({"image": np.stack([source.pixels(i) for i in index])})
+    probabilities, features = step(placement.put_towers(params), batch)
+    expected = np.mean([softmax(logits[index, y, x]) for y, x in PLACES[views]], axis=0)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+    np.testing.assert_array_equal(features, params["hidden"]["kernel"][:, index][:, :, *CENTRE])
+
+
+def test_pictures_show_test_images_with_their_class_and_its_five_best(sharp, monkeypatch):
+    config, source, rule, params, logits = sharp
+    config = config.copy_and_resolve_references()
+    placement, drawn = placement_of(*PLACEMENTS["mesh 4 x 2"]), {}
+    network = Network(config, Sharp(), params, rule, source.class_names)
+    sink = types.SimpleNamespace(picture=lambda step, name, figure: drawn.update({name: figure}))
+    monkeypatch.setattr(figures, "kernels", lambda kernels: kernels)
+    monkeypatch.setattr(figures, "predictions", lambda rows: rows)
+    Pictures(network, source, placement, [sink]).draw(3, placement.put_towers(params))
+    np.testing.assert_array_equal(drawn["conv1 kernels"], params["hidden"]["kernel"])
+    seen = [image[0, 0, 0] for image, _, _ in drawn["predictions"]]
+    assert len(seen) == 8 and seen == sorted(set(seen))
+    for (image, label, best), index in zip(drawn["predictions"], seen, strict=True):
+        np.testing.assert_array_equal(image, source.pixels(index))
+        assert label == source.class_names[source.labels[index]]
+        probabilities = softmax(logits[index, *CENTRE])
+        order = np.argsort(-probabilities)[:5]
+        assert [(name, right) for name, _, right in best] == [
+            (source.class_names[i], i == source.labels[index]) for i in order
+        ]
+        np.testing.assert_allclose([p for _, p, _ in best], 100 * probabilities[order], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name,views,size", [
+    ("vmap", 1, 256), ("vmap", 10, 25), ("mesh 4 x 2", 1, 256), ("mesh 4 x 2", 10, 24),
+    ("mesh 4 x 2", 9, 28), ("vmap", 300, 1),
+])  # fmt: skip
+def test_views_count_as_images_of_a_batch(name, views, size):
+    assert evaluate.batch_size(tiny_config(), views, placement_of(*PLACEMENTS[name])) == size
+
+
+def test_layers_that_are_dead_or_mostly_so_are_named_once():
+    config = tiny_config()
+    config.optimizer.learning_rate = 0.25
+    watch = Watch(config, tower.build(config.model).layers)
+    dead = {"conv1": 0.5, "conv2": 0.6, "conv4": 1.0}
     lines = watch.units(7, dead)
-    assert any(line.startswith("step 7: conv4 is dead") for line in lines)
+    assert [line.partition(". ")[0] for line in lines] == [
+        "step 7: 60% of the units of conv2 never fire on any test image",
+        "step 7: conv4 is dead, none of its units fires on any test image",
+    ]
+    assert "optimizer.learning_rate = 0.25" in lines[1] and "model.layers.conv4.bias" in lines[1]
     assert watch.units(8, dead) == []
+    assert len(watch.units(9, {"conv2": 1.0})) == 1
+
+
+def test_each_unreadable_image_is_warned_of_once_a_split():
+    watch = Watch(tiny_config(), ())
+    assert watch.images("train", {3: "a.png: cut"}) == ["a.png: cut; another takes its place"]
+    assert watch.images("train", {3: "a.png: cut", 4: "b.png"}) == [
+        "b.png; another takes its place"
+    ]
+    assert len(watch.images("test", {3: "c.png"})) == 1
 
 
 def test_a_loss_that_never_moves_is_reported_once_with_its_cause():

@@ -1,6 +1,7 @@
 """The rows of docs/faults.md that strike a run from outside, each done for real."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -139,6 +140,50 @@ def test_a_lock_of_a_run_that_was_killed_holds_nobody_up(tmp_path):
     assert (tmp_path / "lock").exists()
     with Writer(tmp_path) as writer:
         writer.check()
+
+
+def test_a_folder_that_was_removed_or_replaced_is_noticed(tmp_path):
+    for replaced in (False, True):
+        with Writer(tmp_path / "run") as writer:
+            writer.check()
+            shutil.rmtree(tmp_path / "run")
+            if replaced:
+                (tmp_path / "run").mkdir()
+                (tmp_path / "run" / "lock").touch()
+            with pytest.raises(UsageError, match=r"run was removed while"):
+                writer.check()
+
+
+@pytest.mark.parametrize("code,name,says", [
+    (errno.ENOSPC, None, "No space left on device: make room"),
+    (errno.EROFS, None, "Read-only file system"), (errno.EDQUOT, None, "quota exceeded"),
+    (errno.EACCES, "run/metrics.jsonl", "Permission denied"),
+    (errno.EACCES, "elsewhere", None), (errno.ENOENT, None, None),
+])  # fmt: skip
+def test_errors_of_the_folder_or_its_disk_are_explained_and_others_are_not(
+    tmp_path, code, name, says
+):
+    error = OSError(code, os.strerror(code), *([str(tmp_path / name)] if name else []))
+    with pytest.raises(UsageError if says else type(error), match=says), Writer(tmp_path / "run"):
+        raise error
+    with Writer(tmp_path / "run"):  # the lock was released
+        pass
+
+
+def test_a_disk_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, capsys):
+    def refuse(code):
+        def flock(*args):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr("fcntl.flock", flock)
+
+    refuse(errno.ENOLCK)
+    with Writer(tmp_path) as writer:
+        writer.check()
+    assert "is on a disk without locks" in capsys.readouterr().err
+    refuse(errno.EIO)
+    with pytest.raises(UsageError, match=f"--workdir={tmp_path}: Input/output"), Writer(tmp_path):
+        pass
 
 
 def test_a_folder_removed_under_the_run_ends_it(tmp_path):

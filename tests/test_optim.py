@@ -146,3 +146,40 @@ def test_the_state_begins_as_optax_says(name):
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_frozen_layers_stay_and_the_rest_does_not():
+    config = presets.get("article")
+    config.freeze = ("conv1", "fc7")
+    tx = optim.sgd_2012(config, 1, 9)
+    rng = np.random.default_rng(0)
+    start = params = a_tree(config, rng)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(a_tree(config, rng), state, params)
+        params = optax.apply_updates(params, updates)
+    moved = {name for name in start for kind in ("kernel", "bias")
+             if not np.array_equal(params[name][kind], start[name][kind])}  # fmt: skip
+    assert moved == set(start) - {"conv1", "fc7"}
+
+
+def test_biases_decay_where_they_should():
+    config = presets.get("article")
+    config.optimizer.decay_biases = True
+    tx = optim.sgd_2012(config, 1, 9)
+    params = a_tree(config, np.random.default_rng(0))
+    zero = jax.tree.map(np.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    jax.tree.map(
+        lambda u, w: np.testing.assert_allclose(u, -0.01 * 5e-4 * w, rtol=1e-5), updates, params
+    )
+
+
+def test_the_plateau_counts_tests_without_a_better_error():
+    """Patience 2, at most 2 drops: equal is not better, and a drop begins the count anew."""
+    optimizer = presets.get("paper").optimizer
+    optimizer.update(plateau_patience=2, plateau_drops=2, drop_factor=0.1)
+    plateau = optim.Plateau()
+    errors = (0.5, 0.6, 0.4, 0.4, 0.4, 0.45, 0.39, 0.39, 0.5, 1, 1, 1)
+    factors = [plateau.observe(error, optimizer) for error in errors]
+    assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])

@@ -12,7 +12,8 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.inspect import convention_table, conventions
 from alexnet_jax.models import layers, table, tower
 from alexnet_jax.models.convnet import NETWORKS, convnet
-from tests.support import needs_data
+from tests import numpy_reference
+from tests.support import needs_data, random_params
 
 ALL = [*presets.PRESETS, *presets.ROWS]
 # Deviations from layers-145.cfg and from models/bvlc_alexnet/train_val.prototxt; the paper's 0.01.
@@ -35,15 +36,8 @@ def test_every_preset_is_a_network_with_a_stated_error(name):
 
 @pytest.mark.parametrize("name", presets.PRESETS)
 def test_initial_weights_have_the_presets_deviation(name):
-    config = presets.get(name)
-    params = tower.init(tower.build(config.model), 0, config.data.crop_size)
-    for layer, std in zip(config.model.layer_order, DEVIATIONS[name], strict=True):
-        kernel = params[layer]["kernel"]
-        assert np.std(kernel) == pytest.approx(std, rel=0.01), layer
-        assert abs(np.mean(kernel)) < 5 * std / np.sqrt(kernel.size)
-        if layer != "fc8":
-            a, b = kernel.reshape(2, -1)
-            assert abs(np.corrcoef(a, b)[0, 1]) < 5 / np.sqrt(a.size)  # towers of their own
+    net = tower.build(presets.get(name).model)
+    assert [layer.init_std for layer in net.layers] == DEVIATIONS[name]
 
 
 def test_counts_of_the_half_network_are_the_sources():
@@ -76,27 +70,65 @@ def test_an_unknown_preset_lists_those_there_are():
         presets.get("2012")
 
 
-# Weights of each network, by hand: [(inputs a kernel sees) x outputs x positions].
+# The layers of each network, by hand: its weights, as (inputs that a kernel sees) x outputs x
+# positions, their decay, and what follows.
+MAX, AVERAGE = ("max_pool", "activation"), ("activation", "avg_pool")
+NORMED = "within_map_norm"
+LOCAL = ("activation",)
 CIFAR = {
-    "80sec": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 64, 64 * 10],
-    "19pct": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 10],
-    "18pct": [75 * 32, 800 * 32, 800 * 64, 9 * 64 * 10],
-    "13pct": [75 * 64, 1600 * 64, 576 * 32 * 36, 288 * 32 * 36, 36 * 32 * 10],
-    "11pct": [75 * 64, 1600 * 64, 576 * 64 * 36, 576 * 32 * 36, 36 * 32 * 10],
-}
+    "80sec": [
+        (75 * 32, 0.004, MAX), (800 * 32, 0.004, AVERAGE), (800 * 64, 0.004, AVERAGE),
+        (9 * 64 * 64, 0.03, ("activation",)), (64 * 10, 0.03, ()),
+    ],
+    "19pct": [
+        (75 * 32, 0.004, MAX), (800 * 32, 0.004, AVERAGE), (800 * 64, 0.004, AVERAGE),
+        (9 * 64 * 10, 3.0, ()),
+    ],
+    "18pct": [
+        (75 * 32, 0.004, (*MAX, NORMED)), (800 * 32, 0.004, (*AVERAGE, NORMED)),
+        (800 * 64, 0.004, AVERAGE), (9 * 64 * 10, 1.0, ()),
+    ],
+    "13pct": [
+        (75 * 64, 0.0, ("activation", "max_pool")), (1600 * 64, 0.0, ("activation", "max_pool")),
+        (576 * 32 * 36, 0.004, LOCAL), (288 * 32 * 36, 0.004, LOCAL), (36 * 32 * 10, 0.004, ()),
+    ],
+    "11pct": [
+        (75 * 64, 0.0, ("activation", "max_pool", "lrn")),
+        (1600 * 64, 0.0, ("activation", "lrn", "max_pool")),
+        (576 * 64 * 36, 0.004, LOCAL), (576 * 32 * 36, 0.004, LOCAL), (36 * 32 * 10, 0.01, ()),
+    ],
+}  # fmt: skip
+STDS = {"conv1": 1e-4, "conv2": 0.01, "conv3": 0.01, "local3": 0.04, "local4": 0.04, "fc64": 0.1}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_cifar_networks_have_their_weights_and_run(name):
+def test_the_cifar_networks_equal_the_networks_by_hand(name):
+    """Their tables, and their logits against NumPy, with norms of an alpha that shows."""
     model = convnet(name)
     net = tower.build(model)
-    params = tower.init(net, 0, 24)
-    sizes = [params[layer]["kernel"].size for layer in model.layer_order]
-    assert sizes == CIFAR[name]
-    images = np.random.default_rng(0).normal(0, 60, (2, 24, 24, 3)).astype(np.float32)
-    run = jax.vmap(lambda p: net.apply({"params": p}, images), axis_name=layers.TOWER)
-    logits = run(params)
-    assert logits.shape == (1, 2, 10) and np.isfinite(logits).all()
+    with jax.enable_x64(True):
+        params = random_params(net, 24)
+        sizes = [params[layer.name]["kernel"].size for layer in net.layers]
+        decays = [model.layers[layer.name].weight_decay for layer in net.layers]
+        assert [*zip(sizes, decays, [layer.then for layer in net.layers], strict=True)] == CIFAR[
+            name
+        ]
+        for layer in net.layers[:-1]:
+            assert layer.init_std == STDS[layer.name]
+        norms = model.lrn, model.within_map_norm
+        constants = [(n.size, n.k, n.alpha, n.beta, n.alpha_divided_by_size) for n in norms]
+        if name == "11pct":
+            assert constants[0] == (9, 1.0, 1e-3, 0.75, True)
+        if name == "18pct":
+            assert constants[1] == (3, 1.0, 5e-5, 0.75, True)
+        model.compute_dtype = "float64"
+        model.lrn.alpha = model.within_map_norm.alpha = 0.5
+        net = tower.build(model)
+        images = np.random.default_rng(0).normal(0, 1, (2, 24, 24, 3))
+        run = jax.vmap(lambda p: net.apply({"params": p}, images), axis_name=layers.TOWER)
+        expected = numpy_reference.logits(model, params, images)
+        assert np.std(expected) > 0.1
+        np.testing.assert_allclose(jax.jit(run)(params)[0], expected, rtol=1e-9, atol=1e-9)
 
 
 @needs_data

@@ -1,18 +1,26 @@
 """The page: its arithmetic against scikit-learn, its content, and how a browser lays it out."""
 
+import base64
 import html
 import html.parser
+import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
+import types
 
 import numpy as np
 import pytest
 import sklearn.metrics
 import sklearn.neighbors
+from PIL import Image
 
-from alexnet_jax import comparison, report, study
+from alexnet_jax import comparison, report, study, trained
+from alexnet_jax.config import default
+from alexnet_jax.data import sources
+from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.train import train_and_evaluate
 from tests.support import png_folder
@@ -95,19 +103,16 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
 
 def test_predictions_are_those_of_the_test(run):
     root, result, _ = run
-    from alexnet_jax.data.sources import open_sources
-    from alexnet_jax.trained import config_of, load
-
-    config = config_of(root / "a run")
-    loaded = load(config, root / "a run")
-    sources = open_sources(config)
-    seen = report.features_of(loaded, sources["test"], None)
+    config = trained.config_of(root / "a run")
+    loaded = trained.load(config, root / "a run")
+    opened = open_sources(config)
+    seen = report.features_of(loaded, opened["test"], None)
     assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
     error = (seen.probabilities.argmax(1) != seen.label).mean()
     assert error == pytest.approx(result["test"]["top1_error"], abs=1e-6)
     assert seen.index.tolist() == list(range(40))
-    assert len(report.features_of(loaded, sources["train"], 50).label) == 50
+    assert len(report.features_of(loaded, opened["train"], 50).label) == 50
 
 
 def test_without_its_images_the_page_says_so(run, tmp_path):
@@ -177,6 +182,163 @@ def test_the_five_best_are_in_order():
     assert [name for name, _, _ in best] == ["c", "f", "d", "a", "b"]
     assert [right for *_, right in best] == [False, False, True, False, False]
     assert best[0][1] == pytest.approx(40)
+
+
+def test_results_are_of_the_final_test_or_of_the_last_one_in_the_log():
+    final = {
+        "num_examples": 360,
+        "top1_error": 0.125,
+        "top5_error": 0.03,
+        "top1_error_9_views": 0.1,
+        "top5_error_9_views": 0.02,
+        "top1_error_10_views": 0.09,
+        "top5_error_10_views": 0.01,
+    }
+    log = [
+        {"split": "train", "num_examples": 9, "top1_error": 0.5, "top5_error": 0.4},
+        {"split": "test", "num_examples": 360, "top1_error": 0.9, "top5_error": 0.8},
+        {"split": "train", "num_examples": 9, "top1_error": 0.3, "top5_error": 0.2},
+        {"split": "train", "learning_rate": 1, "top1_error": 0.1, "top5_error": 0.1},
+    ]  # fmt: skip
+    last = ("train, 9 images", "1", "30.00", "20.00")
+    assert report.results({"test": final}, log) == [
+        ("test, 360 images", "1", "12.50", "3.00"),
+        ("test, 360 images", "9", "10.00", "2.00"),
+        ("test, 360 images", "10", "9.00", "1.00"),
+        last,
+    ]
+    assert report.results({}, log) == [("test, 360 images", "1", "90.00", "80.00"), last]
+    assert report.results({}, []) == []
+
+
+def test_changed_fields_are_those_that_differ_from_the_defaults():
+    assert report.changed_fields(default()) == []
+    config = default()
+    with config.unlocked():
+        config.optimizer.drop_epochs = (1.0, 2.0)
+        config.model.layers.conv2.bias = 1.0
+        config.model.layers.conv9 = {"kind": "conv"}
+    assert sorted(report.changed_fields(config)) == [
+        ("model.layers.conv2.bias", "1.0", "0.0"),
+        ("model.layers.conv9.kind", '"conv"', ""),
+        ("optimizer.drop_epochs", "[1.0, 2.0]", "[30.0, 60.0, 80.0]"),
+    ]
+
+
+def test_the_command_can_be_typed_again():
+    typed = ["__main__.py", "train", "--config=my experiments/a.py", "--workdir=x"]
+    text = report.command({"command": typed})
+    assert text.splitlines()[0] == "python -m alexnet_jax train \\"
+    assert shlex.split(text.replace("\\\n", " ")) == ["python", "-m", "alexnet_jax", *typed[1:]]
+    assert report.command({"command": ["start.py"]}) == "start.py"
+    assert report.command({}) == "unknown"
+
+
+def test_the_summary_is_of_the_last_step_and_of_the_machine():
+    config = default()
+    config.update(seed=3, batch_size=64)
+    log = [{"step": 20, "epoch": 1.5}, {"step": 40, "epoch": 2.5}, {"step": 40, "warning": "slow"}]
+    env = {
+        "placement": "pmap, 2",
+        "packages": {"jax": "1", "flax": "2", "numpy": "3"},
+        "git_revision": "0123456789abcdef",
+        "git_dirty": True,
+    }
+    assert dict(report.summary(config, env, log)) == {
+        "data": "tfds:imagenet2012, 1000 classes",
+        "network": "2 towers, width 1, 224 pixel crops",
+        "trained": "40 steps, 2.5 epochs of batches of 64",
+        "seed": "3",
+        "placement": "pmap, 2",
+        "versions": "jax 1, flax 2",
+        "revision": "0123456789ab and changes",
+    }
+    rest = dict(report.summary(config, {}, []))
+    assert rest["trained"] == "0 steps, 0 epochs of batches of 64"
+    assert rest["placement"] == rest["versions"] == rest["revision"] == "unknown"
+
+
+def test_thumbnails_are_the_squares_of_their_images(tmp_path):
+    """The centre of 36 x 40 pixels, each shown as 2 x 2; of two images that are not the first."""
+    root = png_folder(tmp_path, 10, test=10)
+    config = small().base
+    config.data.update(source=f"folder:{root}", image_size=36)
+    source = open_sources(config)["train"]
+    found = report.thumbnails(config, source, np.array([3, 1]))
+    assert list(found) == [3, 1]
+    for number, address in found.items():
+        kind, _, content = address.partition(";base64,")
+        assert kind == "data:image/png"
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+        pixels = np.asarray(Image.open(root / "train" / f"{number}" / f"{number}.png"))[:, 2:38]
+        np.testing.assert_array_equal(shown, pixels.repeat(2, 0).repeat(2, 1))
+
+
+def test_what_is_shown_of_each_image_is_its_own(monkeypatch):
+    """Answers, neighbours and pictures of images whose numbers are not their places."""
+    rng = np.random.default_rng(1)
+    names = ("ant", "bee", "cat")
+
+    def features(count):
+        return report.Features(
+            label=rng.integers(0, 3, count),
+            index=100 + rng.permutation(count),
+            probabilities=rng.dirichlet((1, 1, 1), count),
+            features=rng.normal(size=(count, 4)),
+        )
+
+    seen = {"test": features(30), "train": features(50)}
+    kernels = np.zeros((2, 3, 3, 3, 4))
+    kernels[1, ..., 0, :] = 1.0  # red: two thirds of it are colour
+    network = types.SimpleNamespace(
+        class_names=names,
+        params={"conv1": {"kernel": kernels}},
+        tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
+    )
+    monkeypatch.setattr(sources, "open_sources", lambda config: {"test": "test", "train": "train"})
+    monkeypatch.setattr(trained, "load", lambda config, workdir: network)
+    monkeypatch.setattr(report, "features_of", lambda run, source, most: seen[source])
+    monkeypatch.setattr(
+        report,
+        "thumbnails",
+        lambda config, source, which: {int(i): (source, int(i)) for i in which},
+    )
+    found = report.seen_images(default(), None)
+    test, train = seen["test"], seen["train"]
+    place = {("test", int(number)): i for i, number in enumerate(test.index)}
+
+    assert len({picture for picture, *_ in found.predictions}) == report.PREDICTIONS
+    for picture, name, best in found.predictions:
+        i = place[picture]
+        order = np.argsort(test.probabilities[i])[::-1]
+        assert name == names[test.label[i]]
+        assert best == [
+            (names[k], pytest.approx(100 * test.probabilities[i, k]), k == test.label[i])
+            for k in order
+        ]
+    assert len({picture for picture, *_ in found.neighbours}) == report.QUERIES
+    for picture, name, others in found.neighbours:
+        i = place[picture]
+        distance = [np.linalg.norm(test.features[i] - row) for row in train.features]
+        nearest = np.argsort(distance)[: report.NEIGHBOURS]
+        assert name == names[test.label[i]]
+        assert others == [(("train", train.index[j]), names[train.label[j]]) for j in nearest]
+    answer = test.probabilities.argmax(1)
+    assert {(a, b): n for a, b, n, _ in found.pairs} == {
+        (names[a], names[b]): n
+        for a in range(3)
+        for b in range(3)
+        if a != b and (n := ((test.label == a) & (answer == b)).sum())
+    }
+    assert all(of == (test.label == names.index(a)).sum() for a, _, _, of in found.pairs)
+    assert found.examples == 30
+    assert found.colour == ["of tower 1: 0 %", "of tower 2: 67 %"]
+
+
+def test_a_log_that_is_missing_is_named_unless_it_may_be(tmp_path):
+    assert report.read_log(tmp_path, missing=True) == []
+    with pytest.raises(UsageError, match=r"metrics\.jsonl.*run train first"):
+        report.read_log(tmp_path)
 
 
 LAYOUT = """<script>addEventListener("load", () => {

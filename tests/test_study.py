@@ -1,8 +1,7 @@
-"""Studies: their arithmetic against SciPy; runs cut, shared out and put together again."""
+"""Studies: which runs they are made of; runs cut, shared out and put together again."""
 
 import csv
 import json
-import math
 import shutil
 import signal
 import subprocess
@@ -13,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from scipy import stats
 
-from alexnet_jax import comparison, study
+from alexnet_jax import study, train
 from alexnet_jax.__main__ import main
-from alexnet_jax.errors import UsageError
+from alexnet_jax.config import leaves
+from alexnet_jax.errors import Stopped, UsageError
 from tests.test_train import short_config
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +65,17 @@ def test_a_study_ends_with_table_and_figure(whole):
     assert (whole / "figure.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_runs_differ_by_seed_and_by_variant(whole):
+    def first_loss(name, seed):
+        workdir = whole / name / f"seed-{seed}"
+        assert json.loads((workdir / "config.json").read_text())["seed"] == seed
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        return next(line["loss"] for line in lines if line["split"] == "train")
+
+    losses = {first_loss(name, seed) for name in VARIANTS for seed in (0, 1)}
+    assert len(losses) == 4
+
+
 def test_in_parts_and_any_order_it_is_the_same(whole, tmp_path):
     for part in ((2, 3), (3, 3), (1, 3)):
         study.run(small(), tmp_path, part)
@@ -73,11 +83,89 @@ def test_in_parts_and_any_order_it_is_the_same(whole, tmp_path):
     assert outputs(tmp_path) == outputs(whole)
 
 
-def test_parts_share_out_every_run_once():
-    every = study.runs(small())
-    for count in (1, 2, 3, 5):
-        shared = [every[k::count] for k in range(count)]
-        assert sorted(run for part in shared for run in part) == sorted(every)
+@pytest.fixture
+def trained(monkeypatch):
+    """Every run that a study asks for, as (folder, configuration); none of them trains."""
+    asked = []
+
+    def train_and_evaluate(config, workdir):
+        asked.append((workdir, config))
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "config.json").write_text(config.to_json())
+        (workdir / "result.json").write_text(json.dumps({"test": {"top1_error": 0.5}}))
+
+    monkeypatch.setattr(train, "train_and_evaluate", train_and_evaluate)
+    return asked
+
+
+def test_every_run_has_its_own_seed_and_the_changes_of_its_variant(trained, tmp_path):
+    changes = {
+        "base": {},
+        "lrn-off": {"model.lrn.enabled": False},
+        "wide": {"model.width": 0.5, "optimizer.drop_epochs": (1.0, 2.0)},
+    }
+    seeds = (7, 0, 3)
+    config = study.study(short_config(), changes, seeds, title="three")
+    assert study.run(config, tmp_path) == []
+    base = dict(leaves(short_config()))
+    # All variants of a seed come before the next seed.
+    expected = [
+        (tmp_path / name / f"seed-{seed}", base | change | {"seed": seed})
+        for seed in seeds
+        for name, change in changes.items()
+    ]
+    assert [(workdir, dict(leaves(asked))) for workdir, asked in trained] == expected
+    assert dict(leaves(config.base)) == base
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_parts_share_out_every_run_once(trained, tmp_path, count):
+    sizes = []
+    for part in range(1, count + 1):
+        before = len(trained)
+        study.run(small(), tmp_path, (part, count))
+        sizes.append(len(trained) - before)
+    assert sum(sizes) == len({workdir for workdir, _ in trained}) == 4
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_only_what_is_not_finished_is_run_again(trained, tmp_path):
+    study.run(small(), tmp_path)
+    missing = tmp_path / "lrn-off" / "seed-1"
+    (missing / "result.json").unlink()
+    trained.clear()
+    study.run(small(), tmp_path)
+    assert [workdir for workdir, _ in trained] == [missing]
+    assert trained[0][1].seed == 1 and not trained[0][1].model.lrn.enabled
+
+
+def test_a_failure_is_noted_until_the_run_succeeds(trained, tmp_path, monkeypatch):
+    succeed = train.train_and_evaluate
+
+    def fail(config, workdir):
+        if not config.model.lrn.enabled and config.seed == 0:
+            raise ValueError("no luck\nand more about it")
+        succeed(config, workdir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_and_evaluate", fail)
+        assert study.run(small(), tmp_path) == ["lrn-off, seed 0: no luck"]
+    assert len(trained) == 3
+    note = tmp_path / "lrn-off" / "seed-0" / "failed.json"
+    found = json.loads(note.read_text())
+    assert found["error"] == "no luck" and "ValueError: no luck" in found["traceback"]
+    assert study.run(small(), tmp_path) == []
+    assert len(trained) == 4 and not note.exists()
+
+
+def test_a_signal_ends_the_study_and_is_no_failure(trained, tmp_path, monkeypatch):
+    def stop(config, workdir):
+        raise Stopped(signal.SIGTERM, 3)
+
+    monkeypatch.setattr(train, "train_and_evaluate", stop)
+    with pytest.raises(Stopped):
+        study.run(small(), tmp_path)
+    assert not list(tmp_path.glob("**/failed.json"))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_table(whole, tmp_path):
@@ -113,44 +201,21 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(whole, tmp_path):
     assert "| explodes |  |  | 0 (2 missing) |" in study.write(config, tmp_path)
 
 
-def test_another_study_in_the_same_folder_is_refused(whole):
+def test_another_study_in_the_same_folder_is_refused(trained, tmp_path):
+    study.run(small(), tmp_path)
+    trained.clear()
     other = small()
     other.unlock()
     other.base.optimizer.momentum = 0.5
     with pytest.raises(
         UsageError, match=r"config\.optimizer\.momentum = 0\.9, and the study says 0\.5"
     ):
-        study.run(other, whole)
-
-
-def test_the_paired_interval_is_that_of_scipy():
-    rng = np.random.default_rng(0)
-    for count in (2, 3, 10):
-        ours, base = rng.normal(30, 2, count), rng.normal(29, 2, count)
-        got = comparison.paired_difference(dict(enumerate(ours)), dict(enumerate(base)))
-        test = stats.ttest_rel(ours, base)
-        low, high = test.confidence_interval(0.95)
-        assert got == pytest.approx((np.mean(ours - base), low, high), rel=1e-9)
-        # Of a ratio: the same of logarithms.
-        got = comparison.paired_difference(dict(enumerate(ours)), dict(enumerate(base)), ratio=True)
-        low, high = stats.ttest_rel(np.log(ours), np.log(base)).confidence_interval(0.95)
-        assert got == pytest.approx((np.mean(np.log(ours / base)), low, high), rel=1e-9)
-    # Only seeds that both have are compared.
-    got = comparison.paired_difference({0: 3.0, 1: 5.0, 2: 9.0}, {1: 1.0, 2: 2.0, 3: 100.0})
-    assert got[0] == 5.5
-    assert comparison.paired_difference({0: 1.0}, {0: 2.0}) == (-1.0, None, None)
-    assert comparison.paired_difference({0: 1.0}, {1: 2.0}) is None
-
-
-def test_epochs_to_an_error_lie_on_the_line_between_two_points():
-    curve = [(1.0, 0.6), (2.0, 0.4), (3.0, 0.2), (4.0, 0.3)]
-    assert comparison.epochs_to_error(curve, 0.25) == pytest.approx(2.75)
-    assert comparison.epochs_to_error(curve, 0.4) == pytest.approx(2.0)
-    assert comparison.epochs_to_error(curve, 0.7) == 1.0
-    assert (
-        comparison.epochs_to_error(curve, 0.1) is None
-        and comparison.epochs_to_error([], 0.1) is None
-    )
+        study.run(other, tmp_path)
+    # Where a run runs and how often it speaks may differ.
+    other.base.optimizer.momentum = 0.9
+    other.base.update(placement="mesh", log_every_steps=7, warn_stuck_after_steps=9)
+    other.base.distributed.lost_after_seconds = 50
+    assert study.run(other, tmp_path) == [] and not trained
 
 
 def test_seeds_share_their_programs(tmp_path):
@@ -177,6 +242,9 @@ def test_seeds_share_their_programs(tmp_path):
     [
         ({"measure": "loss"}, "config.measure = 'loss'"),
         ({"seeds": ()}, "config.seeds"),
+        ({"seeds": (0, -1)}, "'base': config.seed = -1"),
+        ({"variants": (("base", ()), ("x", (("seed", 1),)), ("x", ()))}, "'x' names a folder"),
+        ({"variants": (("x", (("seed", 1),)),)}, "only one, changes nothing"),
         ({"variants": (("base", ()), ("Base 2", ()))}, "'Base 2' names a folder"),
         ({"variants": (("base", ()), ("again", ()))}, "only one, changes nothing"),
         (
@@ -224,19 +292,3 @@ def test_a_run_is_no_study(tmp_path, capsys):
     config = ROOT / "experiments" / "quickstart.py"
     assert main(["study", f"--config={config}", f"--workdir={tmp_path}"]) == 2
     assert "this is no study" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("part", ["0/3", "4/3", "1", "a/b", "1/0"])
-def test_a_part_that_is_none_is_named(part, capsys, tmp_path):
-    flags = [f"--config={STUDIES[0]}", f"--workdir={tmp_path}", f"--part={part}"]
-    assert main(["study", *flags]) == 2
-    assert f"--part={part}" in capsys.readouterr().err
-
-
-def test_the_verdict_needs_an_interval_without_zero():
-    def row(*difference):
-        return comparison.Row("x", {0: 1.0}, (), difference, None)
-
-    assert row(1.0, 0.5, 1.5).real and row(-1.0, -1.5, -0.5).real
-    assert not row(1.0, -0.5, 2.5).real and not row(1.0, None, None).real
-    assert math.isclose(row(1.0, 0.5, 1.5).mean, 1.0)

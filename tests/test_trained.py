@@ -2,13 +2,15 @@
 
 import dataclasses
 import io
+import json
 import sys
 
 import jax
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from alexnet_jax import trained, weights
+from alexnet_jax import summaries, trained, weights
 from alexnet_jax.__main__ import main
 from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import UsageError
@@ -132,6 +134,76 @@ def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_network_is_loaded_from_the_step_asked_for(origin):
+    """With its class names; what is subtracted from images is the run's and the file's alike."""
+    root, before = origin
+    config = trained.config_of(root / "run")
+    assert (before.step, before.class_names) == (16, tuple("0123456789"))
+    first = trained.load(config, root / "run", 15)
+    assert first.step == 15
+    assert not np.array_equal(first.params["fc8"]["kernel"], before.params["fc8"]["kernel"])
+    for path in ("run", "net.safetensors"):
+        np.testing.assert_array_equal(trained.mean_of(root / path), [78.0] * 3)
+    file = root / "net.safetensors"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        trained.load(trained.config_of(file), file).params,
+        before.params,
+    )
+    with pytest.raises(UsageError, match=r"--step=8: .*net\.safetensors is a file, which holds no"):
+        trained.load(trained.config_of(file), file, 8)
+    with pytest.raises(UsageError, match="images: holds no checkpoint: run train first"):
+        trained.load(config, root / "images")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"0": 1}', '["a", "b"]'])
+def test_class_names_of_older_runs_are_those_of_their_data_set(origin, tmp_path, content):
+    config = trained.config_of(origin[0] / "run")
+    if content is not None:
+        (tmp_path / "classes.json").write_text(content)
+    assert trained._class_names(config, tmp_path) == tuple("0123456789")
+    (tmp_path / "classes.json").write_text(json.dumps(list("abcdefghij")))
+    assert trained._class_names(config, tmp_path) == tuple("abcdefghij")
+
+
+def test_numbers_of_a_line_are_sent_under_its_split():
+    line = {"step": 7, "split": "test", "loss": 1.5, "count": 3, "ok": True, "dead": {"a": 1.0}}
+    assert summaries.scalars(line) == {"test/loss": 1.5, "test/count": 3.0}
+
+
+@pytest.mark.parametrize("board,project,names", [
+    (False, "", []), (True, "", ["board"]), (False, "towers", ["service"]),
+    (True, "towers", ["board", "service"]),
+])  # fmt: skip
+def test_sinks_are_those_that_the_configuration_asks_for(
+    tmp_path, monkeypatch, board, project, names
+):
+    monkeypatch.setattr(summaries, "TensorBoard", lambda folder: ("board", folder))
+    monkeypatch.setattr(summaries, "WeightsAndBiases", lambda config, folder: ("service", folder))
+    config = short_config()
+    config.tensorboard, config.wandb_project = board, project
+    folders = {"board": tmp_path / "tensorboard", "service": tmp_path}
+    assert summaries.open_sinks(config, tmp_path) == [(name, folders[name]) for name in names]
+
+
+def test_a_service_gets_numbers_pictures_and_warnings_at_their_step(tmp_path, monkeypatch):
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    config = short_config()
+    config.wandb_project = "towers"
+    (tmp_path / "run").mkdir()
+    sink = summaries.WeightsAndBiases(config, tmp_path / "run")
+    sink.line({"step": 3, "split": "train", "loss": 0.5})
+    sink.line({"step": 4, "split": "warning", "warning": "hot"})
+    figure = Figure(figsize=(2, 1))
+    sink.picture(5, "kernels", figure)
+    assert service.logged == {("train/loss", 3): 0.5, ("kernels", 5): (200, 100)}
+    assert service.alerts == [("warning", "hot")]
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"id": "a1"}
+    (settings,) = service.settings
+    assert settings["config"]["batch_size"] == 32 and settings["name"] == "run"
+
+
 def test_what_cannot_be_started_from_is_named(origin, tmp_path):
     root, _ = origin
     images = folder_of(tmp_path / "images", ("cat", "dog"))
@@ -160,7 +232,7 @@ class Service:
     id = "a1"
 
     def __init__(self):
-        self.settings, self.logged, self.ended = [], {}, 0
+        self.settings, self.logged, self.alerts, self.ended = [], {}, [], 0
 
     def init(self, **settings):
         self.settings.append(settings)
@@ -170,7 +242,7 @@ class Service:
         self.logged |= {(name, step): value for name, value in values.items()}
 
     def alert(self, title, text):
-        pass
+        self.alerts.append((title, text))
 
     def finish(self):
         self.ended += 1

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 
 from alexnet_jax import predict, presets, trained, weights
@@ -52,8 +52,9 @@ CONFIGS = {
         "model__lrn__alpha": 0.02, "model__lrn__k": 1.0,
     },
     "one tower, tanh": {"model__towers": 1, "model__activation": "tanh"},
-    "sigmoid, dropout halved in tests": {
+    "sigmoid, dropout scaled in tests": {
         "model__activation": "sigmoid", "model__dropout__rescaled_in_training": False,
+        "model__dropout__rate": 0.2,
     },
     "no exchange, rows split": {
         "model__layers__conv3__exchange": "none", "model__layers__fc6__exchange": "partial_sums",
@@ -133,20 +134,28 @@ def test_a_mean_image_travels_along(tmp_path):
     )
 
 
-def caffes_graph(seed):
-    """The public graph of others, with random weights for its constants; input as it runs, 227."""
+def caffes_graph(seed, norm):
+    """The public graph of others, with random weights for its constants; input as it runs, 227.
+
+    `norm` holds the attributes of its LRN nodes. fc7 has its weights the other way round.
+    """
     model = onnx.load(GRAPH)
     graph, rng = model.graph, np.random.default_rng(seed)
     shapes = {node.output[0]: None for node in graph.node[:16]}
     known = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph.input}
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    for node in (node for node in graph.node if node.op_type == "LRN"):
+        del node.attribute[:]
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in norm.items())
+    next(a for a in layers[6].attribute if a.name == "transB").i = 0
     made = {}
     sizes = iter([(96, 3, 11, 11), (256, 48, 5, 5), (384, 256, 3, 3), (384, 192, 3, 3),
                   (256, 192, 3, 3), (4096, 9216), (4096, 4096), (1000, 4096)])  # fmt: skip
     for node in layers:
         size = next(sizes)
         deviation = np.sqrt(2 / np.prod(size[1:]))
-        made[node.input[1]] = rng.normal(0, deviation, size).astype(np.float32)
+        weight = rng.normal(0, deviation, size).astype(np.float32)
+        made[node.input[1]] = np.ascontiguousarray(weight.T) if node is layers[6] else weight
         made[node.input[2]] = rng.normal(0, 0.1, size[0]).astype(np.float32)
     assert shapes.keys() == made.keys() and "data_0" in known
     del graph.node[:16]
@@ -169,9 +178,10 @@ def caffes_graph(seed):
 def test_caffes_graph_imports_and_predicts_as_onnxruntime_does(tmp_path):
     """In Caffe's own convention there: B, G, R less the mean of each colour."""
     path = tmp_path / "bvlcalexnet.onnx"
-    onnx.save(caffes_graph(0), path)
+    onnx.save(caffes_graph(0, dict(size=3, alpha=0.3, beta=0.5, bias=1.5)), path)
     found = weights.read(path)
     assert found.config.model.lrn.across_towers and len(found.class_names) == 1000
+    assert found.config.data.resize == "stretch" and found.config.data.shrink == "bilinear"
     images = np.random.default_rng(1).integers(0, 256, (2, 227, 227, 3), np.uint8)
     found.config.data.image_size = 227
     blue_first = (images.astype(np.float32) - np.float32(weights.CAFFE_MEAN))[..., ::-1]
@@ -226,6 +236,8 @@ def test_torchvisions_alexnet_imports(tmp_path):
         arrays[f"{name}.bias"] = rng.normal(0, 0.1, shape[0]).astype(np.float32)
     save_file(arrays, tmp_path / "alexnet.safetensors")
     found = weights.read(tmp_path / "alexnet.safetensors")
+    assert found.class_names == weights.imagenet_classes()
+    assert found.config.data.resize == "short_side" and found.config.data.shrink == "triangle"
     found.config.data.image_size = 224
     image = rng.integers(0, 256, (1, 224, 224, 3), np.uint8)
     seen = (image[0] / 255 - weights.TORCH_MEAN) / weights.TORCH_STD
@@ -265,6 +277,12 @@ def test_a_folder_trains_predicts_exports_runs_and_comes_back(tmp_path, capsys, 
         assert sorted(best.values()) == pytest.approx(sorted(probabilities)[-5:], abs=1e-5)
 
 
+def relu_alone():
+    pixels, out = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in "xy")
+    node = helper.make_node("Relu", ["x"], ["y"])
+    return helper.make_model(helper.make_graph([node], "g", [pixels], [out])).SerializeToString()
+
+
 @pytest.mark.parametrize(
     "name,content,says",
     [
@@ -273,6 +291,7 @@ def test_a_folder_trains_predicts_exports_runs_and_comes_back(tmp_path, capsys, 
         ("net.safetensors", b"\xff" * 64, "not a network"),
         ("net.onnx", b"\x08\xff\xff", "not an? "),
         ("net.onnx", b"", "holds no graph"),
+        ("net.onnx", relu_alone(), "not Caffe's AlexNet: its weights belong to none"),
     ],
 )
 def test_what_is_no_network_is_named(tmp_path, name, content, says, capsys):

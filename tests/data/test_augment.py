@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,34 @@ from tests.support import tiny_config
 
 def data_config(**changes):
     config = tiny_config()
+    sides = dict(image_size=256, crop_size=224, pad=0)
     with config.unlocked():
-        config.data.update(image_size=256, crop_size=224, pad=0, random_flip=True, **changes)
+        config.data.update(sides | dict(random_flip=True) | changes)
     return config.data
+
+
+@pytest.mark.parametrize(("seed", "epoch", "pad"), [(0, 0, 0), (0, 1, 4), (1, 0, 0), (7, 12, 1)])
+def test_order_crops_flips_and_colours_have_a_stream_each(seed, epoch, pad):
+    """As NumPy alone draws them: the streams are numbered in this order."""
+
+    def stream(number):
+        seeds = np.random.SeedSequence([seed, number, epoch])
+        return np.random.Generator(np.random.Philox(seeds))
+
+    found = augment.draws(seed, epoch, 500, data_config(pad=pad))
+    np.testing.assert_array_equal(augment.order(seed, epoch, 500), stream(0).permutation(500))
+    places = 256 + 2 * pad - 224 + 1
+    np.testing.assert_array_equal(found.offset, stream(1).integers(0, places, (500, 2), np.int32))
+    np.testing.assert_array_equal(found.flip, stream(2).integers(0, 2, 500, bool))
+    gaussians = stream(3).standard_normal((500, 3))
+    np.testing.assert_array_equal(found.gaussians, gaussians.astype(np.float32))
+
+
+@pytest.mark.parametrize(("field", "drawn"), [("random_crop", "offset"), ("random_flip", "flip")])
+def test_turning_one_augmentation_off_leaves_the_others_as_they_were(field, drawn):
+    on, off = (augment.draws(1, 2, 300, data_config(**{field: value})) for value in (True, False))
+    for name, value in dataclasses.asdict(on).items():
+        assert np.array_equal(getattr(off, name), value) == (name != drawn)
 
 
 def test_crops_are_uniform_over_33_by_33_places_and_flips_are_fair():
@@ -25,9 +52,14 @@ def test_crops_are_uniform_over_33_by_33_places_and_flips_are_fair():
     assert abs(draws.flip.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)
 
 
-def test_without_augmentation_nothing_moves():
-    draws = augment.draws(0, 0, 10, data_config(random_crop=False))
-    assert (draws.offset == 16).all()
+@pytest.mark.parametrize(
+    ("image_size", "pad", "crop_size", "place"),
+    [(256, 0, 224, 16), (32, 4, 32, 4), (33, 0, 24, 4), (24, 2, 24, 2), (24, 0, 24, 0)],
+)
+def test_without_augmentation_every_crop_is_the_centre(image_size, pad, crop_size, place):
+    sides = dict(image_size=image_size, pad=pad, crop_size=crop_size)
+    draws = augment.draws(0, 0, 10, data_config(**sides, random_crop=False, random_flip=False))
+    assert (draws.offset == place).all() and not draws.flip.any()
 
 
 def test_draws_differ_by_epoch_and_seed_and_depend_on_nothing_else():
@@ -37,10 +69,10 @@ def test_draws_differ_by_epoch_and_seed_and_depend_on_nothing_else():
     for other in (augment.draws(1, 3, 1000, config), augment.draws(2, 2, 1000, config)):
         assert (base.offset == other.offset).all(1).mean() < 0.02
         assert abs((base.flip == other.flip).mean() - 0.5) < 0.1
-    orders = [augment.order(0, epoch, 500) for epoch in range(3)]
-    for order in orders:
+    orders = [augment.order(seed, epoch, 500) for seed in range(3) for epoch in range(3)]
+    for number, order in enumerate(orders):
         np.testing.assert_array_equal(np.sort(order), np.arange(500))
-    assert not np.array_equal(orders[0], orders[1])
+        assert all((order == other).mean() < 0.05 for other in orders[:number])
 
 
 @pytest.mark.parametrize("rule", ["source", "paper"])

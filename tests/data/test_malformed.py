@@ -144,6 +144,12 @@ def test_the_header_says_what_the_image_is():
             assert pixels(encoded(name, rng, size)) == size[0] * size[1], name
     for name in FORMATS:
         assert pixels(huge(name)) == 3_000_000_000, name
+    # Of two headers in one file the larger counts, whichever comes first.
+    data, larger = encoded("jpeg", rng), huge("jpeg")
+    at = data.index(b"\xff\xc0\x00")
+    header, huge_header = data[at : at + 19], larger[at : at + 19]
+    for both in (header + huge_header, huge_header + header):
+        assert pixels(data[:at] + both + data[at + 19 :]) == 3_000_000_000
     for data in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF89a", b"text"):
         assert pixels(data) == 0
     for data in mutations(rng, 300):
@@ -181,6 +187,17 @@ def test_the_first_is_an_error_that_names_it(tmp_path, name):
     assert "\n" not in str(error.value)
 
 
+def test_an_image_of_as_many_pixels_as_allowed_is_read_and_one_more_is_an_error(tmp_path):
+    png_folder(tmp_path, 1)  # of 36 x 40
+    source = open_source(f"folder:{tmp_path}", "train")
+    config = data_config(**SMALL, max_pixels=36 * 40)
+    (batch,) = pipeline.eval_batches(source, config, batch_size=1)
+    assert batch["mask"] == 1
+    config.max_pixels = 36 * 40 - 1
+    with pytest.raises(UsageError, match=r"1440 pixels, more than config\.data\.max_pixels = 1439"):
+        list(pipeline.eval_batches(source, config, batch_size=1))
+
+
 def test_a_png_called_jpeg_is_an_image(tmp_path):
     path = tmp_path / "train" / "a" / "x.JPEG"
     path.parent.mkdir(parents=True)
@@ -201,10 +218,20 @@ def test_the_next_in_order_takes_its_place_wherever_reading_begins(tmp_path):
     for epoch in (0, 1):
         order = augment.order(5, epoch, 40).tolist()
         for step in range(5):
-            got = whole[epoch * 5 + step]["index"].tolist()
+            batch = whole[epoch * 5 + step]
+            got = batch["index"].tolist()
             for i, place in enumerate(range(step * 8, step * 8 + 8)):
                 walk = [x for x in order[place:] + order[:place] if x not in bad]
                 assert got[i] == walk[0]
+            # With its own picture, flip and label.
+            assert [source.class_names[label] for label in batch["label"]] == [
+                Path(source.describe(index)).parent.name for index in got
+            ]
+            flip = augment.draws(5, epoch, 40, config).flip[got][:, None, None, None]
+            squares = pipeline.squares(source, config, got)
+            np.testing.assert_array_equal(
+                batch["image"], np.where(flip, squares[:, :, ::-1], squares)
+            )
     # Begun elsewhere, with nothing known yet; and read in two halves.
     later = pipeline.train_batches(source, config, seed=5, batch_size=8, start_step=6)
     halves = [
@@ -235,7 +262,9 @@ def test_where_none_is_readable_nothing_is_made_up(tmp_path):
 def test_a_prepared_set_holds_the_readable_ones(tmp_path):
     source = bad_folder(tmp_path / "images", {3, 17})
     config = data_config(**SMALL, max_unreadable=2)
-    prepare(source, config, tmp_path / "prepared" / "train", lambda done, total: None)
+    told = []
+    prepare(source, config, tmp_path / "prepared" / "train", lambda *done: told.append(done))
+    assert told == [(40, 40)]
     squares = open_source(f"prepared:{tmp_path / 'prepared'}", "train")
     assert squares.num_examples == 38
     rows = [i for i in range(40) if i not in (3, 17)]

@@ -8,6 +8,7 @@ from alexnet_jax.config import default, validate
 from alexnet_jax.errors import UsageError
 from alexnet_jax.models import layers, table, tower
 from alexnet_jax.models.towers import merge_towers, split_towers
+from tests.support import random_params
 
 # The article, layer by layer: after the convolution, and after what follows it, both towers.
 ARTICLE = {
@@ -50,6 +51,16 @@ def test_the_table_is_the_articles():
         name = row.layer.name
         assert (row.out_shape, row.next_shape) == ARTICLE[name]
         assert (row.parameters, row.macs) == (PARAMETERS[name], MACS[name])
+
+
+def test_what_follows_each_layer_is_the_articles():
+    normalized, dense = ("activation", "max_pool", "lrn"), ("activation", "dropout")
+    then = {layer.name: layer.then for layer in table.read_layers(default().model)}
+    assert then == {
+        "conv1": normalized, "conv2": normalized, "conv3": ("activation",),
+        "conv4": ("activation",), "conv5": ("activation", "max_pool"), "fc6": dense, "fc7": dense,
+        "fc8": (),
+    }  # fmt: skip
 
 
 def test_the_module_has_the_articles_shapes_and_the_tables_parameters():
@@ -109,8 +120,8 @@ def test_every_switch_changes_what_the_network_computes(changes):
     for config in (changed(), changed(**changes)):
         validate(config)
         net = tower.build(config.model)
-        params = tower.init(net, 0, 224)
-        images = 50 * np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
+        params = tower.init(net, 0, 83)
+        images = 50 * np.random.default_rng(0).standard_normal((2, 83, 83, 3)).astype(np.float32)
         run = jax.vmap(
             lambda p, net=net, images=images: net.apply(
                 {"params": p}, images, jax.random.key(1), np.arange(2)
@@ -126,7 +137,7 @@ def test_merging_and_splitting_are_inverse():
     for exchange in ("inputs", "partial_sums"):
         config = changed(model__layers__fc6__exchange=exchange)
         net = tower.build(config.model)
-        params = tower.init(net, 0, 224)
+        params = random_params(net, 224)
         merged = merge_towers(params, net.layers)
         assert merged["conv2"]["kernel"].shape == (5, 5, 3, 16)
         assert merged["fc6"]["kernel"].shape == (6 * 6 * 16, 256)

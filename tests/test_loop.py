@@ -1,0 +1,530 @@
+"""What a run logs, saves and ends with, against NumPy, a scripted evaluation and a fake clock."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax import diagnose, evaluate, optim, train, verify
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import from_json
+from alexnet_jax.data import augment, pipeline
+from alexnet_jax.data.sources import open_source
+from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.metrics import MetricsLog, Progress
+from alexnet_jax.models import layers, tower
+from alexnet_jax.state import init_state
+from alexnet_jax.stopping import Stop
+from alexnet_jax.train import train_and_evaluate
+from tests import numpy_reference
+from tests.support import three_layers
+
+EPOCH, BATCH = 44, 32  # steps an epoch, images a step
+METRICS = ("loss", "top1_error", "top5_error")
+
+
+def run_of(steps, **changes):
+    """A configuration of so many steps that saves and logs every one of them."""
+    config = three_layers()
+    config.placement, config.num_epochs = "vmap", steps / EPOCH
+    config.log_every_steps = config.checkpoint_every_steps = 1
+    config.keep_checkpoints = 20
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def log(workdir, split, tested=False):
+    """The lines of a split by step; of `train` those of its steps, or of its tests."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        row["step"]: row
+        for row in rows
+        if row["split"] == split and ("num_examples" in row) == tested
+    }
+
+
+def saved(workdir, step):
+    """Parameters of a checkpoint."""
+    config = from_json((workdir / "config.json").read_text(), "config.json")
+    tx = optim.sgd_2012(config, 1, 1)
+    like = init_state(tower.shapes(tower.build(config.model), config.data.crop_size), tx)
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore(step, like)[0].params
+
+
+# Two runs of the same eight steps. Rate and colour noise change on the way.
+EIGHT = dict(
+    seed=3, optimizer__schedule="steps", optimizer__drop_epochs=(4 / EPOCH,),
+    data__colour__rule="source", data__colour__until_epoch=5 / EPOCH,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def each_step(tmp_path_factory):
+    """Logged at every step."""
+    workdir = tmp_path_factory.mktemp("each")
+    return workdir, train_and_evaluate(run_of(8, **EIGHT), workdir)
+
+
+@pytest.fixture(scope="module")
+def some_steps(tmp_path_factory):
+    """Logged every five, under a clock by which a step takes 1 s, a batch 0.25, a test 100."""
+    workdir, clock = tmp_path_factory.mktemp("some"), types.SimpleNamespace(now=0.0, left=[])
+
+    def slow(function, seconds):
+        def called(*args, **kwargs):
+            clock.now += seconds
+            return function(*args, **kwargs)
+
+        return called
+
+    def batches(*args, real=pipeline.train_batches, **kwargs):
+        for batch in real(*args, **kwargs):
+            clock.now += 0.25
+            yield batch
+
+    make = train.make_train_step
+    show = lambda self, step, total, line, left: clock.left.append(left)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+        patch.setattr(train, "make_train_step", lambda *args: slow(make(*args), 1))
+        patch.setattr(pipeline, "train_batches", batches)
+        patch.setattr(evaluate, "evaluate", slow(evaluate.evaluate, 100))
+        patch.setattr(Progress, "show", show)
+        config = run_of(8, **EIGHT, log_every_steps=5, checkpoint_every_steps=3)
+        config.evaluate.every_epochs = 4 / EPOCH
+        return workdir, train_and_evaluate(config, workdir), clock
+
+
+def by_hand(params, step, *, order=3, dropout=3, noise=True):
+    """Loss and errors of a step of `EIGHT`, in NumPy, from the parameters before it."""
+    config = run_of(8, **EIGHT)
+    source = open_source("digits", "train")
+    stream = dict(seed=order, batch_size=BATCH, start_step=step - 1)
+    batch = next(pipeline.train_batches(source, config.data, **stream))
+    images = batch["image"] - np.array(config.data.channel_mean)
+    if noise:
+        images = (images + batch["colour"][:, None, None]) / 1.1
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(dropout), 1), step - 1)
+    key = jax.random.fold_in(key, 1)  # of the layer's place
+    masks = {
+        "fc2": [np.asarray(layers.dropout_mask(key, batch["index"], t, (12,), 0.5)) for t in (0, 1)]
+    }
+    logits = numpy_reference.logits(config.model, params, images * config.data.scale, masks)
+    own = logits[np.arange(BATCH), batch["label"]]
+    ahead = (logits > own[:, None]).sum(1)
+    loss = np.mean(np.log(np.exp(logits).sum(1)) - own)
+    return {"loss": loss, "top1_error": np.mean(ahead >= 1), "top5_error": np.mean(ahead >= 5)}
+
+
+@functools.cache
+def drawn(seed):
+    return tower.init(tower.build(three_layers().model), seed, 32)
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 6, 8])
+def test_a_logged_step_is_that_of_the_network_by_hand(each_step, step):
+    """From the parameters saved before it; colour noise ends with the fifth step."""
+    params = saved(each_step[0], step - 1) if step > 1 else drawn(3)
+    expected = by_hand(params, step, noise=step <= 5)
+    line = log(each_step[0], "train")[step]
+    assert {name: line[name] for name in METRICS} == pytest.approx(expected, rel=1e-5)
+    other = by_hand(params, step, noise=step > 5)
+    assert abs(other["loss"] - expected["loss"]) > 1e-3
+    assert 0 < expected["top5_error"] < expected["top1_error"]
+
+
+def test_weights_order_and_dropout_are_those_of_the_seed(each_step):
+    logged = log(each_step[0], "train")[1]["loss"]
+    for other in ((drawn(4), 3, 3), (drawn(3), 4, 3), (drawn(3), 3, 4)):
+        params, order, dropout = other
+        found = by_hand(params, 1, order=order, dropout=dropout)["loss"]
+        assert abs(found - logged) > 1e-3
+
+
+def test_another_seed_is_another_run(each_step, tmp_path):
+    train_and_evaluate(run_of(8, **EIGHT | {"seed": 4}), tmp_path, until=1)
+    for split, field in (("train", "loss"), ("checkpoint", "parameters_sha256")):
+        assert log(tmp_path, split)[1][field] != log(each_step[0], split)[1][field]
+
+
+def test_a_line_is_the_mean_of_its_own_steps(each_step, some_steps):
+    each, some = log(each_step[0], "train"), log(some_steps[0], "train")
+    assert list(each) == list(range(1, 9)) and list(some) == [1, 4, 5, 8]
+    for first, last in ((1, 1), (2, 4), (5, 5), (6, 8)):
+        for name in METRICS:
+            mean = np.mean([each[step][name] for step in range(first, last + 1)])
+            assert some[last][name] == pytest.approx(mean, rel=1e-9)
+    # How often a run logs, saves and tests changes nothing in what it learns.
+    assert some_steps[1]["parameters_sha256"] == each_step[1]["parameters_sha256"]
+    sums = [log(run[0], "checkpoint") for run in (each_step, some_steps)]
+    assert list(sums[1]) == [3, 4, 6, 8] and all(sums[0][step] == sums[1][step] for step in sums[1])
+
+
+def test_a_line_begun_before_a_stop_is_the_mean_of_all_its_steps(some_steps, tmp_path):
+    config = run_of(8, **EIGHT, log_every_steps=5)
+    train_and_evaluate(config, tmp_path, until=7)
+    train_and_evaluate(config, tmp_path)
+    found, expected = log(tmp_path, "train")[8], log(some_steps[0], "train")[8]
+    assert {name: found[name] for name in METRICS} == {name: expected[name] for name in METRICS}
+
+
+def test_a_line_has_its_epoch_its_rate_and_its_speed(some_steps):
+    workdir, _, clock = some_steps
+    lines = log(workdir, "train")
+    for step, line in lines.items():
+        assert line["epoch"] == step / EPOCH
+        assert line["learning_rate"] == pytest.approx(0.01 if step <= 4 else 0.001)
+    # Seconds from the line before, less those of a test: steps, batches waited for.
+    for step, steps, batches in ((1, 1, 2), (4, 3, 3), (5, 1, 1), (8, 3, 2)):
+        seconds = steps + batches / 4
+        assert lines[step]["images_per_second"] == pytest.approx(steps * BATCH / seconds)
+        assert lines[step]["data_wait_fraction"] == pytest.approx(batches / 4 / seconds)
+    assert clock.left == pytest.approx([7 * 1.5, 4 * 1.25, 3 * 1.25, 0])
+
+
+def test_the_same_seed_is_the_same_run_to_the_bit(each_step, monkeypatch, tmp_path):
+    """By `verify`; and what it says of a log that was changed."""
+    config = run_of(8, **EIGHT)
+    workdir = shutil.copytree(each_step[0], tmp_path / "run", ignore=lambda *_: ["checkpoints"])
+    verdict = verify.verify(config, workdir, until=2)
+    assert verdict.same and (verdict.until, verdict.lines, verdict.checksums) == (2, 4, 2)
+    # From here on the repetition is the first run's log.
+    again = (each_step[0] / "metrics.jsonl").read_text()
+    monkeypatch.setattr(
+        verify,
+        "train_and_evaluate",
+        lambda config, folder, until: (folder / "metrics.jsonl").write_text(again),
+    )
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def changed(at, of, until=0, **fields):
+        rows = [row | (fields if (row["step"], row["split"]) == (at, of) else {}) for row in lines]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return verify.verify(config, workdir, until)
+
+    loss = log(each_step[0], "train")[2]["loss"]
+    near = float(np.nextafter(loss, 9))
+    found = changed(2, "train", until=8, loss=near)
+    assert found.differences == (f"step 2, train loss: {near} logged, {loss} now",)
+    assert not found.same and found.lines == 17 and found.text().startswith("not the same, steps 1")
+    assert changed(2, "train", until=1, loss=near).same  # which is before
+    assert changed(2, "train", until=8, images_per_second=1e9).same
+    assert not changed(1, "checkpoint", parameters_sha256="0" * 64).same
+    assert changed(2, "checkpoint", parameters_sha256="0" * 64).same  # until the first one
+    assert not changed(8, "test", until=8, top5_error=0.5).same
+    assert changed(8, "test", until=8, step=9).differences == ()
+    assert changed(1, "train", until=3, split="test").differences == (
+        "step 1, test: logged, not repeated",
+    )
+    with pytest.raises(UsageError, match=r"--until=9: the log of .* is whole up to step 8"):
+        changed(1, "train", until=9)
+    environment = json.loads((workdir / "env.json").read_text())
+    environment["packages"]["jax"], environment["command"] = "0.1", ["another"]
+    (workdir / "env.json").write_text(json.dumps(environment))
+    assert changed(1, "train").environment == (f"packages.jax: 0.1 there, {jax.__version__} here",)
+
+
+def test_one_bad_image_costs_its_step_and_no_more(each_step, tmp_path, monkeypatch):
+    examples = pipeline.train_indices(3, 1437, BATCH, 4)
+
+    def poisoned(*args, real=pipeline.train_batches, **kwargs):
+        for batch in real(*args, **kwargs):
+            bad = batch["index"][:, None] == examples[7]
+            yield batch | {"colour": np.where(bad, np.float32("nan"), batch["colour"])}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", poisoned)
+        train_and_evaluate(run_of(8, **EIGHT, log_every_steps=2), tmp_path)
+    assert list(log(tmp_path, "not_finite")) == [5]
+    line = log(tmp_path, "not_finite")[5]
+    assert line["examples"] == examples.tolist() and line["loss"] == "nan"
+    assert {"conv1/kernel", "fc3/bias", "loss"} <= set(line["not_finite"])
+    lines = log(tmp_path, "train")
+    assert list(lines) == [1, 2, 4, 6, 8]
+    # Step 6 begins where step 4 ended, and its line is of that step alone.
+    expected = by_hand(saved(tmp_path, 4), 6, noise=False)
+    assert {name: lines[6][name] for name in METRICS} == pytest.approx(expected, rel=1e-5)
+    sums, usual = log(tmp_path, "checkpoint"), log(each_step[0], "checkpoint")
+    assert list(sums) == [1, 2, 3, 4, 6, 7, 8]
+    assert [sums[step] == usual[step] for step in sums] == [True] * 4 + [False] * 3
+
+
+class Script:
+    """Stands in for `evaluate.evaluate`: its errors are written beforehand."""
+
+    def __init__(self, **errors):
+        self.errors, self.calls = errors, []
+
+    def __call__(self, step, params, source, config, placement, views, unreadable=None):
+        done = sum(call[0] == source.split for call in self.calls)
+        self.calls.append((source.split, views))
+        errors = self.errors[source.split]
+        error = errors[min(done, len(errors) - 1)]
+        return {
+            "loss": 1.0, "top1_error": error, "num_examples": 360, "dead_units": {"conv1": 1.0}
+        }  # fmt: skip
+
+
+# The error on the training images falls throughout, that on the test images twice.
+ERRORS = {"train": [0.9, 0.8, 0.7, 0.6, 0.5], "test": [0.5, 0.2, 0.4, 0.3, 0.3]}
+
+
+def plateau_run(**changes):
+    """Nine steps, tested after every second; without momentum and decay an update is its rate."""
+    config = run_of(9, optimizer__momentum=0.0, optimizer__weight_decay=0.0)
+    config.evaluate.update(every_epochs=2 / EPOCH, splits=("train", "test"))
+    config.optimizer.update(schedule="plateau", plateau_patience=1, drop_factor=0.25)
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+@pytest.fixture(scope="module")
+def plateau(tmp_path_factory):
+    """Unbroken; of a constant rate up to step 7; and stopped by a signal in step 7 and resumed."""
+    folder = {name: tmp_path_factory.mktemp(name) for name in ("whole", "constant", "broken")}
+    found = {"folder": folder, "result": {}, "calls": {}}
+    stops = []
+
+    class Heard(Stop):
+        def __init__(self):
+            super().__init__()
+            stops.append(self)
+
+    def signalled(*args, real=pipeline.train_batches, **kwargs):
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 7:  # asked for in step 7, for step 8
+                os.kill(os.getpid(), signal.SIGTERM)
+                while stops[-1].signal is None:
+                    time.sleep(0.001)
+            yield batch
+
+    def run(name, config, until=None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate, "evaluate", script := Script(**ERRORS))
+            if "broken" in found["calls"]:  # it goes on where it was
+                script.calls = found["calls"]["broken"]
+            found["calls"][name] = script.calls
+            found["result"][name] = train_and_evaluate(config, folder[name], until=until)
+
+    run("whole", plateau_run())
+    run("constant", plateau_run(optimizer__schedule="constant"), until=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "Stop", Heard)
+        patch.setattr(pipeline, "train_batches", signalled)
+        with pytest.raises(Stopped) as found["stopped"]:
+            run("broken", plateau_run(keep_checkpoints=1))
+    found["left"] = sorted(int(p.name) for p in (folder["broken"] / "checkpoints").iterdir())
+    run("broken", plateau_run(keep_checkpoints=1))
+    return found
+
+
+def test_the_plateau_lowers_the_rate_of_the_steps_after_it(plateau):
+    """The test error does not fall at 6, 8 and 9: from 7 on a quarter, from 9 on a sixteenth."""
+    folder = plateau["folder"]
+    rates = [line["learning_rate"] for line in log(folder["whole"], "train").values()]
+    np.testing.assert_allclose(rates, [0.01] * 6 + [0.01 / 4] * 2 + [0.01 / 16])
+    start = saved(folder["whole"], 6)
+    jax.tree.map(np.testing.assert_array_equal, start, saved(folder["constant"], 6))
+    for name, leaves in start.items():
+        for kind, before in leaves.items():
+            lower, full = (
+                saved(folder[run], 7)[name][kind].astype(np.float64) - before
+                for run in ("whole", "constant")
+            )
+            assert np.abs(full).max() > 1e-5
+            np.testing.assert_allclose(lower, full / 4, rtol=1e-3, atol=1e-7)
+
+
+def test_a_plateau_run_interrupted_after_a_drop_ends_like_the_unbroken_one(plateau):
+    folder = plateau["folder"]
+    assert plateau["result"]["broken"] == plateau["result"]["whole"]
+    for split in ("checkpoint", "test"):
+        assert log(folder["broken"], split, split == "test") == log(
+            folder["whole"], split, split == "test"
+        )
+    steady = (*METRICS, "learning_rate", "epoch")
+    for step, line in log(folder["whole"], "train").items():
+        other = log(folder["broken"], "train")[step]
+        assert {k: line[k] for k in steady} == {k: other[k] for k in steady}
+
+
+def test_a_signal_ends_the_step_and_saves(plateau):
+    stopped = plateau["stopped"].value
+    assert stopped.signal == signal.SIGTERM
+    assert str(stopped) == "stopped after step 7, which is saved; the same command resumes"
+    assert plateau["left"] == [4, 7]
+    assert plateau["result"]["constant"] == {"step": 7}
+    assert not (plateau["folder"]["constant"] / "result.json").exists()
+
+
+def test_tests_are_logged_by_split_and_the_last_split_ranks_checkpoints(plateau):
+    folder = plateau["folder"]["broken"]
+    for split, errors in ERRORS.items():
+        lines = log(folder, split, tested=True)
+        assert list(lines) == [2, 4, 6, 8, 9]
+        assert [line["top1_error"] for line in lines.values()] == errors
+        assert all(line["epoch"] == step / EPOCH for step, line in lines.items())
+    result = json.loads((folder / "result.json").read_text())
+    assert [result[split]["top1_error"] for split in ERRORS] == [ERRORS[s][-1] for s in ERRORS]
+    assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [4, 9]
+    assert log(plateau["folder"]["whole"], "warning").keys() == {2}  # dead, and said once
+
+
+@pytest.mark.parametrize("limit,steps", [(0.2, 4), (0.5, 2)])
+def test_stop_at_error_ends_the_run_with_the_test_that_reaches_it(
+    tmp_path, monkeypatch, limit, steps
+):
+    monkeypatch.setattr(evaluate, "evaluate", script := Script(train=[0.0], test=ERRORS["test"]))
+    config = plateau_run(stop_at_error=limit, evaluate__final_views=10)
+    assert train_and_evaluate(config, tmp_path)["steps"] == steps
+    assert [views for split, views in script.calls if split == "test"][-1] == 10
+    assert max(log(tmp_path, "train")) == steps
+
+
+def test_a_run_stopped_by_its_error_goes_on_without_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "evaluate", Script(train=[0.9], test=ERRORS["test"]))
+    assert train_and_evaluate(plateau_run(stop_at_error=0.5), tmp_path)["steps"] == 2
+    assert train_and_evaluate(plateau_run(stop_at_error=0.5), tmp_path)["steps"] == 2
+    assert train_and_evaluate(plateau_run(), tmp_path)["steps"] == 9
+
+
+# The parts of a run by themselves.
+
+
+def test_the_log_of_a_resumed_run_drops_what_is_later_or_cut(tmp_path):
+    path, lines = tmp_path / "metrics.jsonl", []
+    sink = types.SimpleNamespace(line=lines.append, close=lambda: lines.append("closed"))
+    whole = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 5)]
+    path.write_text("\n".join([*whole, '{"loss": 1}', "[2]", '{"step": 2, "lo']))
+    with MetricsLog(tmp_path, 3, [sink]) as opened:
+        opened.write(step=4, loss=0.25)
+        # At once, and not when the file is closed.
+        assert path.read_text().splitlines() == [*whole[:3], '{"step": 4, "loss": 0.25}']
+    assert lines == [{"step": 4, "loss": 0.25}, "closed"]
+    with MetricsLog(tmp_path, 0):
+        assert path.read_text() == ""
+
+
+def test_progress_is_a_plain_line_where_there_is_no_terminal(capsys):
+    line = {"epoch": 1.5, "loss": 0.25, "top1_error": 0.125, "images_per_second": 1234.56}
+    with Progress(10, 2) as progress:
+        progress.show(4, 10, line, seconds_left=185.7)
+        progress.say("warning: hot")
+    assert capsys.readouterr().err == (
+        "step 4/10  epoch 1.50  loss 0.2500  top-1 error 0.125  1234.6 images/s  3:05 left\n"
+        "warning: hot\n"
+    )
+
+
+def test_steps_that_are_not_finite_are_kept_as_evidence(tmp_path):
+    config = run_of(1, seed=3, batch_size=4)
+    source = types.SimpleNamespace(num_examples=10, describe=lambda i: f"image {i}")
+    guard = diagnose.NotFinite(config, tmp_path, source, {"conv1": {"bias": 0, "kernel": 0}})
+    order = augment.order(3, 1, 10)  # two steps an epoch: steps 3 and 4 are the second's
+    guard.not_applied(1, 0.5, np.array([2, 0, 0]))
+    guard.applied()
+    rows = [
+        guard.not_applied(3, 0.5, np.array([0, 1, 0])),
+        guard.not_applied(4, np.inf, np.array([2, 2, 2])),
+    ]
+    assert rows == [
+        {"step": 3, "split": "not_finite", "loss": 0.5, "not_finite": ["conv1/kernel"],
+         "examples": order[:4].tolist()},
+        {"step": 4, "split": "not_finite", "loss": "inf", "examples": order[4:8].tolist(),
+         "not_finite": ["conv1/bias", "conv1/kernel", "loss"]},
+    ]  # fmt: skip
+    guard.give_up(after=3)
+    assert not (tmp_path / "not_finite.json").exists()
+    says = "^step 4: conv1/bias and 2 more not finite.*, like the 1 before it"
+    with pytest.raises(UsageError, match=says):
+        guard.give_up(after=2)
+    evidence = json.loads((tmp_path / "not_finite.json").read_text())
+    assert evidence["steps"] == rows
+    assert evidence["images"] == {str(i): f"image {i}" for i in order[:8]}
+
+
+def test_a_slow_step_is_shown_once_with_its_stacks(tmp_path, capsys):
+    path = tmp_path / "stacks.txt"
+    with diagnose.Watchdog(path, 0.1) as watchdog:
+        for what in ("step 1", "step 2"):
+            watchdog.watch(what)
+            while not path.exists() or f": {what}\n" not in path.read_text():
+                time.sleep(0.01)
+        time.sleep(0.3)  # several looks at a step that was shown
+        watchdog.watch("step 3")
+        watchdog.rest()
+        time.sleep(0.3)
+    text = path.read_text()
+    assert [line.rpartition(": ")[2] for line in text.splitlines() if line.endswith(" 1")] == [
+        "step 1"
+    ]
+    assert text.count(": step ") == 2 and "test_a_slow_step_is_shown_once" in text
+    assert capsys.readouterr().err.count("has taken more than 0.1 s") == 2
+    with diagnose.Watchdog(tmp_path / "never.txt", 0) as watchdog:
+        watchdog.watch("step 1")
+    assert not (tmp_path / "never.txt").exists()
+
+
+@pytest.mark.parametrize("steps", [(2, 4), (1, 1), (5, 9), None])
+def test_a_trace_is_of_the_steps_asked_for(tmp_path, monkeypatch, steps):
+    """Six steps; the last is waited for, and the end of the run ends a trace under way."""
+    seen = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: seen.append(("start", folder)))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append(("stop",)))
+    monkeypatch.setattr(jax, "block_until_ready", lambda state: seen.append(("wait", state)))
+    with diagnose.Trace(tmp_path, steps) as trace:
+        for step in range(1, 7):
+            trace.before(step)
+            seen.append(step)
+            trace.after(step, f"state {step}")
+    first, last = steps or (7, 7)
+    expected = [*range(1, first), ("start", str(tmp_path)), *range(first, min(last, 6) + 1)]
+    if last <= 6:
+        expected += [("wait", f"state {last}"), ("stop",), *range(last + 1, 7)]
+    elif steps:
+        expected += [("stop",)]
+    assert seen == (expected if steps else list(range(1, 7)))
+
+
+SIGNALS = """
+import os, signal, time
+from alexnet_jax.stopping import Stop
+
+def ask(stop, number):
+    os.kill(os.getpid(), number)
+    ends = time.monotonic() + 20
+    while not stop.after(1) and time.monotonic() < ends:
+        time.sleep(0.01)
+
+listened = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+with Stop() as stop:
+    print(stop.after(1), flush=True)
+    ask(stop, signal.SIGTERM)
+    print(stop.after(1), stop.signal, flush=True)
+print(listened == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)], flush=True)
+with Stop() as stop:
+    ask(stop, signal.SIGTERM)
+    ask(stop, signal.SIGINT)
+    time.sleep(20)
+    print("still here")
+"""
+
+
+def test_one_signal_is_a_wish_and_a_second_one_ends_the_process():
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines() == ["False", f"True {signal.SIGTERM.value}", "True"]
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stderr == 2 * "\nstopping after this step; once more to stop at once\n"
