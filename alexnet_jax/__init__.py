@@ -8,34 +8,47 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alexnet_jax.analysis.inspect import layer_table as layer_table
     from alexnet_jax.errors import Stopped as Stopped
     from alexnet_jax.errors import UsageError as UsageError
-    from alexnet_jax.evaluate import evaluate_workdir as evaluate_workdir
-    from alexnet_jax.inspect import layer_table as layer_table
-    from alexnet_jax.models.tower import Tower as Tower
-    from alexnet_jax.models.towers import merge_towers as merge_towers
-    from alexnet_jax.models.towers import split_towers as split_towers
-    from alexnet_jax.parallel import prepare_host as prepare_host
-    from alexnet_jax.train import train_and_evaluate as train_and_evaluate
-    from alexnet_jax.trained import Network as Network
-    from alexnet_jax.trained import config_of as config_of
-    from alexnet_jax.trained import load as load
+    from alexnet_jax.model.columns import merge_towers as merge_towers
+    from alexnet_jax.model.columns import split_towers as split_towers
+    from alexnet_jax.model.tower import Tower as Tower
+    from alexnet_jax.parallel.hosts import prepare_host as prepare_host
+    from alexnet_jax.train.loop import train_and_evaluate as train_and_evaluate
+    from alexnet_jax.train.network import Network as Network
+    from alexnet_jax.train.network import config_of as config_of
+    from alexnet_jax.train.network import evaluate_workdir as evaluate_workdir
+    from alexnet_jax.train.network import load as load
 
 _HOME = {
-    "Network": "trained",
+    "Network": "train.network",
     "Stopped": "errors",
-    "Tower": "models.tower",
+    "Tower": "model.tower",
     "UsageError": "errors",
-    "config_of": "trained",
-    "evaluate_workdir": "evaluate",
-    "layer_table": "inspect",
-    "load": "trained",
-    "merge_towers": "models.towers",
-    "prepare_host": "parallel",
-    "split_towers": "models.towers",
-    "train_and_evaluate": "train",
+    "config_of": "train.network",
+    "evaluate_workdir": "train.network",
+    "layer_table": "analysis.inspect",
+    "load": "train.network",
+    "merge_towers": "model.columns",
+    "prepare_host": "parallel.hosts",
+    "split_towers": "model.columns",
+    "train_and_evaluate": "train.loop",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "Network",
+    "Stopped",
+    "Tower",
+    "UsageError",
+    "config_of",
+    "evaluate_workdir",
+    "layer_table",
+    "load",
+    "merge_towers",
+    "prepare_host",
+    "split_towers",
+    "train_and_evaluate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,9 @@
 
 
 class UsageError(Exception):
-    """An error that the person running can mend.
+    """An error that the user can fix.
 
-    The message is one line that names the field or path at fault and says how to mend it; the
+    The message is one line that names the field or path at fault and says how to fix it; the
     command line prints it without a traceback and exits with code 2.
     """
 

@@ -1,6 +1,6 @@
-"""Speed beside other libraries: `make bench`; `python -m benchmarks.input`, `.ops`, `.start`."""
+"""Speed compared with other libraries: `make bench`, `python -m benchmarks.input` and others."""
 
 import os
 
-# As the command line sets it, before JAX is imported.
+# The command line sets the same, before JAX is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,4 +1,4 @@
-"""The network in Flax as a newcomer would write it: one device, grouped convolutions, no tricks."""
+"""The network in plain Flax: one device, grouped convolutions, no optimizations by hand."""
 
 import argparse
 
@@ -11,18 +11,18 @@ from worker import serve
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
-    """Section 3.3 of the paper."""
+    """Local response normalization, section 3.3 of the paper."""
     squares = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (2, 2)))
     total = sum(squares[..., i : i + x.shape[-1]] for i in range(5))
     return x / (2.0 + 1e-4 * total) ** 0.75
 
 
 class AlexNet(nn.Module):
-    """Section 3.5 of the paper."""
+    """The network of section 3.5 of the paper, with both towers as groups."""
 
     @nn.compact
     def __call__(self, x: jax.Array, training: bool) -> jax.Array:
-        """Images `[B, 224, 224, 3]` to logits."""
+        """From images `[B, 224, 224, 3]` to logits `[B, 1000]`."""
 
         def pool(x: jax.Array) -> jax.Array:
             return nn.max_pool(x, (3, 3), (2, 2))
@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
 
 
 def main() -> None:
-    """Builds it and serves."""
+    """Builds the network and serves it to `run.py`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int, default=128)
     args = parser.parse_args()

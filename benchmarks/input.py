@@ -1,9 +1,10 @@
-"""The input beside a bare `tf.data` map, and training fed from it beside the bare step.
+"""Speed of the input pipeline, alone and as part of training.
 
     python -m benchmarks.input --source=tfds:imagenet2012
 
-Writes input.json and input.md under --out. The data set is prepared once into a temporary folder,
-or into --prepared, for the figures of `prepared:PATH`.
+The pipeline is compared with a bare `tf.data` map, and training from it with the bare training
+step. Writes input.json and input.md into --out. For the figures of `prepared:PATH`, the data set is
+prepared once in a temporary folder, or in --prepared.
 """
 
 import argparse
@@ -16,16 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax import parallel, presets
+from alexnet_jax import parallel
+from alexnet_jax.config import presets
 
 HERE = Path(__file__).parent
 BARE, DECODING = "bare map, JPEG", "decoding alone, JPEG"
 
 
 def bare_map(source, config, batch_size: int, only_decode: bool = False) -> Iterator:
-    """What one would write first: decode, resize, crop and flip each image, batch.
+    """The simplest `tf.data` pipeline: decodes, resizes, crops and flips each image, and batches.
 
-    With `only_decode` an image is decoded and dropped: less than that no input from JPEG can do.
+    With `only_decode` an image is decoded and dropped, which is the least that any pipeline has to
+    do with JPEG files.
     """
     import tensorflow as tf
 
@@ -48,7 +51,7 @@ def bare_map(source, config, batch_size: int, only_decode: bool = False) -> Iter
 
 
 def speed(stream: Iterator, batches: int, batch_size: int) -> float:
-    """Images a second, after what was read ahead is used up."""
+    """Images per second, measured after the batches that were read ahead are used up."""
     for _ in range(4):
         next(stream)
     before = time.perf_counter()
@@ -63,14 +66,14 @@ def main() -> None:
     parser.add_argument("--source", default="tfds:imagenet2012")
     parser.add_argument("--prepared", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="training steps a measurement")
+    parser.add_argument("--steps", type=int, default=5, help="training steps per measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     config = presets.get("paper")
     config.data.source = args.source
     parallel.prepare_host(config)
 
-    from alexnet_jax import bench
+    from alexnet_jax.analysis import bench
     from alexnet_jax.data import pipeline
     from alexnet_jax.data.prepare import prepare
     from alexnet_jax.data.sources import open_source
@@ -135,10 +138,10 @@ def table(result: dict) -> str:
     step = result["training"]["JPEG"]["train"]
     lines += [
         "",
-        "A step keeps every core busy, so an image's training takes the sum of its step and its",
-        "input: from JPEG at most "
-        f"{1 / (1 + step / medians[DECODING]):.3f} of the bare step, were decoding all of the "
-        f"input, and {1 / (1 + step / bare):.3f} with the bare map.",
+        "A step keeps every core busy, so the times of the step and of the input add up. Training",
+        "from JPEG reaches at most "
+        f"{1 / (1 + step / medians[DECODING]):.3f} of the speed of the bare step if the input only "
+        f"decodes, and {1 / (1 + step / bare):.3f} with the bare map.",
     ]
     return "\n".join(lines) + "\n"
 

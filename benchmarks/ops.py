@@ -1,9 +1,9 @@
-"""The operations by hand beside other forms of them, one device with every core.
+"""The hand-written operations compared with other implementations, on one device.
 
     python -m benchmarks.ops
 
-Each form's result and gradient are compared with the plain form's before they are timed, in turns.
-Writes ops.json and ops.md under --out.
+The device uses all cores. The result and the gradient of each implementation are compared with
+those of the plain one; then all are timed in turns. Writes ops.json and ops.md into --out.
 """
 
 import argparse
@@ -26,20 +26,20 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from jax import lax  # noqa: E402
 
-from alexnet_jax.models import layers  # noqa: E402
+from alexnet_jax.model import conv, norm, pool  # noqa: E402
 
 HERE = Path(__file__).parent
 LRN = dict(size=5, k=2.0, alpha=1e-4, beta=0.75)
 
 
 def pool_plain(x: jax.Array) -> jax.Array:
-    """As libraries write it; XLA's gradient."""
+    """As most libraries implement it, with XLA's gradient."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "VALID")
 
 
 @jax.custom_vjp
 def pool_masks(x: jax.Array) -> jax.Array:
-    """Gradient as nine masks, each spread over the map by a pad with holes."""
+    """The gradient as nine masks, each spread over the map by a dilating pad."""
     return pool_plain(x)
 
 
@@ -61,14 +61,14 @@ pool_masks.defvjp(lambda x: (pool_plain(x), (x, pool_plain(x))), _pool_masks_bwd
 
 
 def lrn_plain(x: jax.Array) -> jax.Array:
-    """As libraries write it; XLA's gradient."""
+    """As most libraries implement it, with XLA's gradient."""
     padded = jnp.pad(x * x, ((0, 0), (0, 0), (0, 0), (2, 2)))
     total = sum(padded[..., i : i + x.shape[-1]] for i in range(5))
     return x / (2.0 + 1e-4 * total) ** 0.75
 
 
 def _lrn_by_hand(window_sum: Callable[[jax.Array], jax.Array]) -> Callable:
-    """The gradient by hand, no barriers, nothing kept but the input."""
+    """A hand-written gradient without barriers, which keeps nothing but the input."""
 
     @jax.custom_vjp
     def lrn(x: jax.Array) -> jax.Array:
@@ -101,12 +101,12 @@ def _band(x: jax.Array) -> jax.Array:
 
 
 def conv1_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """What a tower does."""
-    return layers.conv(x, kernel, 4, (0, 3))
+    """The convolution of a tower."""
+    return conv.conv(x, kernel, 4, (0, 3))
 
 
 def conv1_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Space to depth: 4 x 4 pixels become 48 channels, the 11 x 11 kernel one of 3 x 3."""
+    """Space to depth: 4 x 4 pixels become 48 channels, and the 11 x 11 kernel one of 3 x 3."""
 
     def blocks(x: jax.Array, n: int) -> jax.Array:
         b, h, w, c = x.shape
@@ -115,11 +115,11 @@ def conv1_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return x.reshape(b, n, n, 16 * c)
 
     by_output = kernel.transpose(3, 0, 1, 2)
-    return layers.conv(blocks(x, 57), blocks(by_output, 3).transpose(1, 2, 3, 0), 1, (0, 0))
+    return conv.conv(blocks(x, 57), blocks(by_output, 3).transpose(1, 2, 3, 0), 1, (0, 0))
 
 
 def seconds(fn: Callable, *args: jax.Array) -> float:
-    """One call, to its end."""
+    """The time of one call, until its result is ready."""
     before = time.perf_counter()
     jax.block_until_ready(fn(*args))
     return time.perf_counter() - before
@@ -140,14 +140,14 @@ def main() -> None:
     pools = {
         "plain": pool_plain,
         "nine masks": pool_masks,
-        "ours": lambda x: layers.max_pool(x, 3, 2),
+        "ours": lambda x: pool.max_pool(x, 3, 2),
     }
     norms = {
         "plain": lrn_plain,
         "by hand, padded slices": _lrn_by_hand(_padded_slices),
         "by hand, shifted pads": _lrn_by_hand(_shifted_pads),
         "by hand, banded matrix product": _lrn_by_hand(_band),
-        "ours": lambda x: layers.local_response_norm(x, **LRN),
+        "ours": lambda x: norm.local_response_norm(x, **LRN),
     }
     convs = {"ours": conv1_plain, "space to depth": conv1_blocks}
     b, rows = args.batch_size, []
@@ -163,7 +163,7 @@ def main() -> None:
         for name, fn in forms.items():
 
             def both(*inputs: jax.Array, fn: Callable = fn) -> tuple:
-                *fixed, last = inputs[:-1]  # the input that the gradient is of
+                *fixed, last = inputs[:-1]  # the argument to differentiate
                 y, back = jax.vjp(lambda x: fn(*fixed, x), last)
                 return y, back(inputs[-1])[0]
 

@@ -1,9 +1,9 @@
-"""`make bench`: this project and what people would use instead, in turns, in one run.
+"""`make bench`: this project, TensorFlow, PyTorch and plain Flax, measured in turns in one run.
 
-Each implementation is a process of its own that compiles once and then waits. Every round asks
-each in turn for a few training steps and a few forward passes, the order shifted by one a round;
-between them the machine's matrix product is measured. Medians and their ratios go to step.md and
-step.json under --out.
+Each implementation has its own process, which compiles once and then waits. In every round each of
+them in turn runs a few training steps and a few forward passes; the order is shifted by one from
+round to round. NumPy's matrix product is measured in between. Medians and their ratios are written
+to step.md and step.json in --out.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import numpy as np
 
 HERE = Path(__file__).parent
 FLOP_PER_IMAGE = {"train": 4.136e9, "forward": 1.449e9}
-"""Of the two-tower network: two for a multiply-add; training is three forward passes less the
-gradient of conv1's input (tests/test_compiled.py counts them)."""
+"""Operations of the two-tower network, where a multiply-add counts as two. Training takes three
+forward passes without the gradient of conv1's input (tests/train/test_compiled.py counts them)."""
 
 PEERS = {
     "ours": ["{python}", "ours.py"],
@@ -33,11 +33,11 @@ PEERS = {
 
 
 class Worker:
-    """One implementation in its own process."""
+    """One implementation, in its own process."""
 
     def __init__(self, command: list[str], batch_size: int):
-        """Starts it and waits until it is built."""
-        # Our own package is found from the checkout; the peers do not look for it.
+        """Starts the process and waits until the network is built."""
+        # So that ours.py finds the package in the checkout; the peers do not import it.
         environment = dict(os.environ, PYTHONPATH=str(HERE.parent), TF_CPP_MIN_LOG_LEVEL="3")
         self._process = subprocess.Popen(
             [*command, f"--batch_size={batch_size}"], cwd=HERE, env=environment, text=True,
@@ -46,13 +46,13 @@ class Worker:
         self.about = self._answer()
 
     def time(self, mode: str, steps: int) -> dict[str, float]:
-        """Seconds of `steps` steps, and the process's peak memory so far."""
+        """The time of `steps` steps in seconds, and the peak memory of the process so far."""
         self._process.stdin.write(f"{mode} {steps}\n")
         self._process.stdin.flush()
         return self._answer()
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         self._process.communicate()
 
     def _answer(self) -> dict:
@@ -63,7 +63,7 @@ class Worker:
 
 
 def matrix_product(size: int = 4096) -> float:
-    """Float32 operations a second of NumPy's matrix product: the peak that libraries reach."""
+    """Float32 operations per second of NumPy's matrix product, the peak that libraries reach."""
     a = np.ones((size, size), np.float32)
     before = time.perf_counter()
     a @ a
@@ -71,13 +71,13 @@ def matrix_product(size: int = 4096) -> float:
 
 
 def main() -> None:
-    """Runs and writes the tables."""
+    """Runs the benchmark and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch_python", default=sys.executable, help="a Python with PyTorch")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1, help="training steps a measurement")
-    parser.add_argument("--only", default=",".join(PEERS), help="names, with commas between")
+    parser.add_argument("--steps", type=int, default=1, help="training steps per measurement")
+    parser.add_argument("--only", default=",".join(PEERS), help="names, separated by commas")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     names = [name for name in PEERS if name in args.only.split(",")]
@@ -88,7 +88,7 @@ def main() -> None:
             part.format(python=sys.executable, torch=args.torch_python) for part in PEERS[name]
         ]
         workers[name] = Worker(command, args.batch_size)
-        # Warm, compile, and let memory reach its peak before anything is timed.
+        # Compiles, and lets memory reach its peak, before anything is timed.
         peaks[name] = workers[name].time("train", 3)["peak_bytes"]
         workers[name].time("forward", 1)
         print(f"{name}: ready, {workers[name].about}", flush=True)
@@ -132,15 +132,16 @@ def main() -> None:
 
 
 def table(result: dict) -> str:
-    """The result as Markdown: medians, ratios to ours, share of the peak, memory."""
+    """The result in Markdown: medians, ratios to this project, share of the peak, memory."""
     rows = result["implementations"]
     peak = result["matrix_product_gflops"]
     lines = [
         f"Batch {result['batch_size']}, float32, {result['machine']}: medians of "
         f"{result['rounds']} rounds in turns. NumPy's matrix product runs at {peak:.0f} GFLOP/s in "
-        'the same rounds; "of it" is each one\'s own arithmetic by that.',
+        'the same rounds; "share" is the arithmetic of each implementation per second, as a share '
+        "of that.",
         "",
-        "| | training step, images/s | ours by it | of it | forward, images/s | ours by it | of it "
+        "| | training step, images/s | ours / it | share | forward, images/s | ours / it | share "
         "| peak memory, GB |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -4,19 +4,21 @@
     python -m benchmarks.scaling --name="our GPUs" --images_per_second=9000 --devices_per_host=8 \
         --link_gb=300 --network_gb=25
 
-Compute is the rate of one device for the whole network (`bench` measures it under
-`--config.placement=vmap`), shared by the two of a pair; exchange is the formula of `inspect
---exchange` over the speed of the links, in one direction, with nothing hidden behind compute. A
-step has `--images` for each pair. A ring leaves a host through all of its adapters; the rings of
-the two towers share them. Writes scaling.md under --out.
+The compute time follows from the rate at which one device trains the whole network (`bench`
+measures it with `--config.placement=vmap`); the two devices of a pair share the work. The exchange
+time is the amount that `inspect --exchange` computes, divided by the speed of the links in one
+direction; it is not overlapped with compute. A step has `--images` images for each pair. A ring
+leaves a host through all of its adapters, and the rings of the two towers share them. Writes
+scaling.md into --out.
 """
 
 import argparse
 import dataclasses
 from pathlib import Path
 
-from alexnet_jax import exchange, parallel, presets
-from alexnet_jax.models import table
+from alexnet_jax import parallel
+from alexnet_jax.config import presets, table
+from alexnet_jax.parallel import exchange
 
 HERE = Path(__file__).parent
 
@@ -26,13 +28,13 @@ class Machine:
     """One kind of device and its links.
 
     Attributes:
-      name: what it is.
-      images_per_second: one device trains the whole network at this rate.
-      rate_from: where that number comes from.
-      devices_per_host: that the fast links join.
-      link_gb: GB/s a device sends over them, in one direction.
-      network_gb: GB/s to other hosts, for each device of a host.
-      links_from: where those numbers come from.
+      name: of the device.
+      images_per_second: rate at which one device trains the whole network.
+      rate_from: the source of that number.
+      devices_per_host: number of devices that the fast links connect.
+      link_gb: GB/s that a device sends over these links, in one direction.
+      network_gb: GB/s to other hosts, per device.
+      links_from: the source of these numbers.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Machine:
     links_from: str
 
 
-# Three passes of 724,406,816 multiply-adds, less the gradient of the images.
+# Three passes of 724,406,816 multiply-adds, without the gradient of the images.
 FLOP_AN_IMAGE = 4.136e9
 ASSUMED = 0.1
 PEAKS = {"H100": 989e12, "v5e": 197e12}
@@ -53,7 +55,7 @@ MACHINES = (
     Machine(
         "NVIDIA P100 in a DGX-1",
         2987,
-        "measured by others in TensorFlow, without LRN, batch 512, made-up images, May 2017 "
+        "measured by others in TensorFlow, without LRN, batch 512, synthetic images, May 2017 "
         "(tensorflow/docs, site/en/r1/guide/performance/benchmarks.md)",
         8,
         20,
@@ -67,7 +69,7 @@ MACHINES = (
         8,
         450,
         50,
-        "NVLink 4, 900 GB/s both ways; one 400 Gb/s adapter a GPU",
+        "NVLink 4, 900 GB/s both ways; one 400 Gb/s adapter per GPU",
     ),
     Machine(
         "Google TPU v5e",
@@ -82,11 +84,11 @@ MACHINES = (
 )
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256)
-BYTES = 4  # float32, the gradients and what is exchanged
+BYTES = 4  # gradients and activations are sent as float32
 
 
 def seconds(machine: Machine, devices: int, images: int, row_split: bool) -> dict[str, float]:
-    """The parts of a step of `images` for each pair, and what two other schemes would take."""
+    """Seconds of the parts of a step of `images` per pair, and of a step in two other schemes."""
     config = presets.get("paper")
     if row_split:
         config.model.layers.fc6.exchange = "partial_sums"
@@ -95,7 +97,7 @@ def seconds(machine: Machine, devices: int, images: int, row_split: bool) -> dic
     link = machine.link_gb * 1e9
 
     def ring(rings: int) -> float:
-        """Bytes a second around each of so many rings over all hosts."""
+        """Bytes per second in each of `rings` rings that pass through all hosts."""
         if devices <= machine.devices_per_host:
             return link
         return min(link, machine.network_gb * 1e9 * machine.devices_per_host / rings)
@@ -116,7 +118,7 @@ def seconds(machine: Machine, devices: int, images: int, row_split: bool) -> dic
 
 
 def rows(machine: Machine, images: int) -> list[str]:
-    """One machine's table, in Markdown."""
+    """The table of one machine in Markdown."""
     lines = [
         f"## {machine.name}",
         "",
@@ -142,14 +144,14 @@ def rows(machine: Machine, images: int) -> list[str]:
 
 
 def beside_measured() -> list[str]:
-    """The model's data parallelism beside the only scaling of AlexNet measured on these GPUs."""
+    """Data parallelism in the model, compared with a published measurement on the same GPUs."""
     machine, images = MACHINES[0], 512
     parameters = sum(row.parameters for row in table.count(presets.get("paper").model, 224))
     lines = [
-        "## The model beside a measurement",
+        "## The model compared with a measurement",
         "",
-        "Plain data parallelism with 512 images a P100, as TensorFlow measured it on the same "
-        "machine (the same page); the model leaves out whatever else takes time.",
+        "Plain data parallelism with 512 images per P100, as TensorFlow measured it on the same "
+        "machine (the same page). The model contains compute and exchange only.",
         "",
         "| GPUs | measured, images/s | of ideal | model, of ideal |",
         "|---|---|---|---|",
@@ -166,8 +168,8 @@ def beside_measured() -> list[str]:
 def main() -> None:
     """Writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=128, help="images of a step for each pair")
-    parser.add_argument("--name", help="a machine of your own, in place of those here")
+    parser.add_argument("--images", type=int, default=128, help="images per step and pair")
+    parser.add_argument("--name", help="another machine, instead of those listed here")
     parser.add_argument("--images_per_second", type=float)
     parser.add_argument("--devices_per_host", type=int, default=8)
     parser.add_argument("--link_gb", type=float)
@@ -185,11 +187,11 @@ def main() -> None:
             ),
         )  # fmt: skip
     lines = [
-        "# Scaling, by a model",
+        "# Scaling, computed with a model",
         "",
-        f"Nothing here was run: `python -m benchmarks.scaling` computed it. {args.images} images a "
-        "step for each pair of towers, fc6 row-split, float32 on the wire, exchange not hidden "
-        'behind compute. "Ideal" is as many times one device\'s rate as there are devices.',
+        f"Nothing here was run: `python -m benchmarks.scaling` computed it. {args.images} images "
+        "per step and pair of towers, fc6 split by rows, float32 sent, exchange not overlapped "
+        'with compute. "Ideal" is the rate of one device times the number of devices.',
         "",
     ]
     for machine in machines:

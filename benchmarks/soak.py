@@ -1,9 +1,9 @@
-"""A long run watched from outside: memory, open files and threads must stay as they are.
+"""A long run observed from outside: memory, open files and threads must not grow.
 
     python -m benchmarks.soak --minutes=30
 
-Trains the quickstart's network, with an evaluation each epoch and a checkpoint every 50 steps,
-until it is told to stop; then checks that it did. Writes soak.csv and soak.md under --out.
+Trains the network of the quickstart with a checkpoint every 50 steps and an evaluation every five
+epochs, stops it with SIGTERM and checks its exit code. Writes soak.csv and soak.md into --out.
 """
 
 import argparse
@@ -25,10 +25,10 @@ SAMPLE_SECONDS = 5
 
 
 def sample(pid: int) -> dict[str, float]:
-    """Resident megabytes, open files and threads of a process.
+    """Resident memory in megabytes, open files and threads of a process.
 
-    Memory of its own is apart from the pages of files, mostly libraries' code, which are read as
-    they are first used and are never more than the files.
+    The memory of the process itself is counted apart from mapped files. Those are mostly the code
+    of libraries, which is loaded when it is first used and does not exceed the size of the files.
     """
     status = dict(
         line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -42,9 +42,10 @@ def sample(pid: int) -> dict[str, float]:
 
 
 def slope(seconds: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """Change an hour and its standard error, from the means of equal blocks of time.
+    """Change per hour and its standard error, from the means of equal blocks of time.
 
-    Neighbouring samples are alike, so that a fit to all of them would claim too much.
+    Neighbouring samples are correlated, so the standard error of a fit to all of them would be too
+    small.
     """
     blocks = [block for block in np.array_split(np.arange(len(values)), BLOCKS) if len(block)]
     x = np.array([seconds[block].mean() for block in blocks]) / 3600
@@ -58,7 +59,7 @@ def slope(seconds: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Runs, samples, writes the table."""
+    """Runs, samples, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -93,20 +94,20 @@ def main() -> None:
 
 
 def table(rows: list[dict[str, float]], log: list[dict], kept: list[int]) -> str:
-    """The result as Markdown; the first third, in which pools and caches fill, is left out."""
+    """The result in Markdown, without the first third, in which pools and caches fill."""
     rows = rows[len(rows) // 3 :]
     seconds = np.array([row["seconds"] for row in rows])
-    count = {split: sum(line["split"] == split for line in log) for split in ("test", "checkpoint")}
+    kinds = [line["event"] for line in log]
     lines = [
         f"{seconds[-1] / 60:.0f} minutes: {max(line['step'] for line in log)} steps, "
-        f"{count['test']} evaluations, {count['checkpoint']} checkpoints written, "
-        f"{len(kept)} kept; ended by SIGTERM.",
+        f"{kinds.count('evaluation')} evaluations, {kinds.count('checkpoint')} checkpoints "
+        f"written, {len(kept)} kept; ended by SIGTERM.",
         "",
-        "| | median | lowest | highest | change an hour |",
+        "| | median | lowest | highest | change per hour |",
         "|---|---|---|---|---|",
     ]
     for name, label in (
-        ("own_mb", "memory of its own, MB"), ("files_mb", "pages of files, MB"),
+        ("own_mb", "memory of its own, MB"), ("files_mb", "mapped files, MB"),
         ("files", "open files"), ("threads", "threads"),
     ):  # fmt: skip
         values = np.array([row[name] for row in rows])

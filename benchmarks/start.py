@@ -1,11 +1,11 @@
-"""How soon training begins: the first start of a configuration, and the second.
+"""Time until training begins: the first start of a configuration, and the second.
 
     python -m benchmarks.start
 
-Each round has an empty cache of its own (compiled programs, mean images) and starts `train` twice
-in new workdirs, until the line of the first step is printed: the step itself is in both. What a
-mean image costs grows with the data, so that one case reads a folder, COPIES, that holds each
-photograph ten times. Writes start.json and start.md under --out.
+Each round has its own empty cache for compiled programs and mean images. It starts `train` twice in
+new workdirs and measures the time until the line of the first step is printed, which includes the
+step itself. The cost of a mean image grows with the data, so one case reads a folder, COPIES, that
+holds each photograph ten times. Writes start.json and start.md into --out.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CASES = {
-    "`imagenet.py:paper`, but the mean a constant": [
+    "`imagenet.py:paper`, with a constant mean": [
         "--config=experiments/imagenet.py:paper",
         "--config.data.mean=channel",
     ],
@@ -35,7 +35,7 @@ CASES = {
 
 
 def write_files(folder: Path, times: int) -> None:
-    """The photographs as image files, one folder a class, each of them `times` times."""
+    """Writes the photographs as image files, one folder per class, each of them `times` times."""
     import numpy as np
 
     from alexnet_jax.data.sources import open_source
@@ -52,7 +52,7 @@ def write_files(folder: Path, times: int) -> None:
 
 
 def first_step(flags: list[str], cache: str) -> tuple[float, int]:
-    """Seconds from the command to the end of its first step, and the training images."""
+    """Seconds from the command to the end of the first step, and the number of training images."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "-m", "alexnet_jax", "train", f"--workdir={workdir}", *flags]
         before = time.perf_counter()
@@ -95,9 +95,9 @@ def main() -> None:
 
 
 def table(result: dict) -> str:
-    """The medians as Markdown."""
+    """The medians in Markdown."""
     lines = [
-        "| config | training images | first start, s | second, s | second by first |",
+        "| config | training images | first start, s | second, s | second / first |",
         "|---|---|---|---|---|",
     ]
     for name, case in result.items():

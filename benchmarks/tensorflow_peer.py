@@ -1,4 +1,4 @@
-"""The two-tower network and its update in TensorFlow: one graph, each tower's operations apart."""
+"""The two-tower network and its update in TensorFlow: one graph, separate operations per tower."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ DENSE = (("fc6", 9216, 2048), ("fc7", 4096, 2048), ("fc8", 4096, 1000))
 
 
 def variables() -> dict[str, tf.Variable]:
-    """Every tower's weights by `layer/tower`; fc8 is whole."""
+    """The weights of both towers by `LAYER/TOWER`; fc8 is not split."""
     shapes = {}
     for tower in (0, 1):
         for name, side, inputs, outputs, _ in CONVOLUTIONS:
@@ -37,7 +37,7 @@ def variables() -> dict[str, tf.Variable]:
 
 
 def network(x: tf.Tensor, w: dict[str, tf.Variable], training: bool) -> tf.Tensor:
-    """Logits; the towers meet before conv3 and the dense layers."""
+    """Logits; the outputs of the towers are joined before conv3 and before the dense layers."""
     pads = {"conv1": 2, "conv2": 2, "conv3": 1, "conv4": 1, "conv5": 1}
     maps = [x, x]
     for name, _, _, _, stride in CONVOLUTIONS:
@@ -65,7 +65,7 @@ def network(x: tf.Tensor, w: dict[str, tf.Variable], training: bool) -> tf.Tenso
 
 
 def main() -> None:
-    """Builds it and serves."""
+    """Builds the network and serves it to `run.py`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int, default=128)
     args = parser.parse_args()

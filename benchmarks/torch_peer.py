@@ -1,4 +1,4 @@
-"""The two-tower network and its update in PyTorch: `groups=2`, eager, the faster memory layout."""
+"""The two-tower network and its update in PyTorch: `groups=2`, eager mode, channels last."""
 
 import argparse
 
@@ -9,7 +9,7 @@ from worker import serve
 
 
 def alexnet() -> nn.Sequential:
-    """Section 3.5 of the paper; `alpha` is divided by the window in PyTorch."""
+    """The network of section 3.5 of the paper; PyTorch divides `alpha` by the window size."""
     lrn = dict(size=5, alpha=5e-4, beta=0.75, k=2.0)
     return nn.Sequential(
         nn.Conv2d(3, 96, 11, 4, padding=2), nn.ReLU(), nn.LocalResponseNorm(**lrn),
@@ -27,7 +27,7 @@ def alexnet() -> nn.Sequential:
 
 
 def main() -> None:
-    """Builds it and serves."""
+    """Builds the network and serves it to `run.py`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int, default=128)
     args = parser.parse_args()

@@ -1,7 +1,7 @@
-"""The other side of `run.py`: a program that has one implementation ready and times it on demand.
+"""The process that `run.py` starts for each implementation, which times it on request.
 
-Standard library only, so that it runs in every peer's own environment. It reads lines `MODE STEPS`
-and answers each with one line of JSON.
+This module imports only the standard library, so that it runs in the environment of every peer. It
+reads lines `MODE STEPS` and answers each of them with one line of JSON.
 """
 
 import json
@@ -15,10 +15,10 @@ def serve(modes: dict[str, Callable[[int], None]], about: dict[str, str]) -> Non
     """Times the modes until the input ends.
 
     Args:
-      modes: `train` and `forward`, each running so many steps to their end.
-      about: what to write into the table: versions and settings.
+      modes: `train` and `forward`, functions that run a number of steps and wait for their results.
+      about: versions and settings, for the table.
     """
-    # Whatever a library prints must not mix with the answers.
+    # What libraries print must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     print(json.dumps(about), file=answers, flush=True)
     for line in sys.stdin:

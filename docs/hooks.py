@@ -1,20 +1,22 @@
-"""What the pages take from the code when they are built: tables, help, figures.
+"""What the pages take from the code when they are built: tables, help, figures, the API.
 
-`{{ layers PRESET }}`, `{{ conventions PRESET }}` and `{{ help VERB }}` stand for what `inspect` and
-`--help` print now. Pages refer to figures as `../results/...`, which is where they lie for a reader
-of the repository; in the site they lie in `results/`.
+`{{ layers PRESET }}`, `{{ conventions PRESET }}`, `{{ help VERB }}` and `{{ fields }}` stand for
+what `inspect`, `--help` and `fields` print now, `{{ api }}` for a section per module. Pages refer
+to figures as `../results/...`, which is where a reader of the repository finds them; in the site
+they are in `results/`.
 """
 
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from alexnet_jax.__main__ import usage
-from alexnet_jax.inspect import convention_table, layer_table
+from alexnet_jax.analysis.inspect import convention_table, field_table, layer_table
+from alexnet_jax.cli.main import usage
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,8 +36,29 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
     return filled.replace("](../results/", "](results/")
 
 
+FOLDERS = ("", "config", "model", "parallel", "data", "weights", "train", "train.parts", "analysis",
+           "cli")  # fmt: skip
+
+
+def _modules() -> Iterator[str]:
+    """A section for every module that has a docstring, folder by folder."""
+    for folder in FOLDERS:
+        place = ROOT / "alexnet_jax" / folder.replace(".", "/")
+        for path in sorted(place.glob("*.py")):
+            if path.stem.startswith("__") and not (folder == "config" and path.stem == "__init__"):
+                continue
+            stem = "" if path.stem == "__init__" else path.stem
+            name = ".".join(part for part in ("alexnet_jax", folder, stem) if part)
+            options = "{show_root_heading: false, heading_level: 3}"
+            yield f"## {name}\n\n::: {name}\n    options: {options}\n"
+
+
 def _fill(match: re.Match[str]) -> str:
     kind, name = match[1], match[2]
+    if kind == "api":
+        return "\n".join(_modules())
+    if kind == "fields":
+        return field_table(markdown=True)
     language = "text"  # whose lines stay whole; see extra.css
     if kind == "help":
         text, language = usage(name or None), "output"
@@ -43,5 +66,5 @@ def _fill(match: re.Match[str]) -> str:
         make = runpy.run_path(str(ROOT / "experiments" / "imagenet.py"))["get_config"]
         text = (layer_table if kind == "layers" else convention_table)(make(name))
     else:
-        raise PluginError(f"{match[0]}: use layers, conventions or help")
+        raise PluginError(f"{match[0]}: use layers, conventions, help, fields or api")
     return f"```{language}\n{text}\n```"

@@ -1,12 +1,12 @@
-"""Your own images, from a network that has learnt already: a workdir, .safetensors or .onnx.
+"""Fine-tuning a trained network (a workdir, .safetensors or .onnx file) on your own images.
 
     python -m alexnet_jax train --config=experiments/finetune.py:bvlcalexnet.onnx \
         --config.data.source=folder:PATH --workdir=runs/mine
 
-The network, and how it sees images (crop, scale, mean, LRN), are the origin's; the last layer is
-new, for the classes of PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or of PATH/CLASS/*.jpg
-with a fifth of each kept for the test. --config.freeze="('conv1', 'conv2')" keeps layers as they
-are.
+The network and its input conventions (crop, scale, mean) are those of the origin. The last layer is
+new, for the classes of PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or of PATH/CLASS/*.jpg,
+where a fifth of each class is the test split. A tenth of the training images is the validation
+split. --config.freeze="('conv1', 'conv2')" keeps the weights of these layers as they are.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
-from alexnet_jax.trained import config_of, mean_of
+from alexnet_jax.train.network import config_of, mean_of
 
 
 def get_config(origin: str = "") -> ConfigDict:
-    """The network and the conventions of `origin`, and a gentle rule of training."""
+    """The network and the input conventions of `origin`, with a low learning rate."""
     if not origin:
         raise UsageError(
             "name what to start from: --config=experiments/finetune.py:WORKDIR_OR_FILE"
@@ -29,13 +29,13 @@ def get_config(origin: str = "") -> ConfigDict:
     config = default()
     config.init_from = origin
     config.model = theirs.model
-    # So that the last layer follows the number of classes.
+    # A reference, so that the last layer has as many units as there are classes.
     last = config.model.layer_order[-1]
     with config.unlocked():
         config.model.layers[last].features = config.model.get_oneway_ref("num_classes")
     for name in ("image_size", "resize", "shrink", "crop_size", "scale"):
         config.data[name] = theirs.data[name]
-    # Of a mean image the mean over its pixels: the images are others.
+    # A mean image is replaced by its mean over all pixels, because the images are different ones.
     mean = mean_of(Path(origin)).reshape(-1, 3).mean(0)
     config.data.update(mean="channel", channel_mean=tuple(map(float, mean.astype(np.float64))))
     config.data.update(source="folder:images", test_split="test")

@@ -2,34 +2,37 @@
 
     python -m alexnet_jax train --config=experiments/large_batch.py:4096 --workdir=runs/4096
 
-None of these has been trained here; the errors are the authors', of networks that differ a bit.
+None of these has been trained in this project. The errors below are those that the authors report,
+for networks that differ slightly.
 
-    1024   One weird trick (Krizhevsky 2014, arXiv:1404.5997): the rate grows with the batch and
-           falls by 250 ** (1/3) after each quarter of the run. 43.28 % top-1 error with batches of
-           1024 on 8 GPUs, 42.33 % with 128 on one, for its single-column network.
+    1024   One weird trick (Krizhevsky 2014, arXiv:1404.5997): the learning rate is proportional to
+           the batch size and is divided by 250 ** (1/3) after each quarter of the run. Its
+           single-column network reached 43.28 % top-1 error with batches of 1024 on 8 GPUs, and
+           42.33 % with 128 on one.
     4096   LARS (You, Gitman and Ginsburg 2017, arXiv:1708.03888), with which the authors reached
-    8192   8K "without loss in accuracy". The numbers are an author's own, for BVLC's network:
-           borisgin/nvcaffe, models/bvlc_alexnet/solver.prototxt and solver_8K.prototxt (rate 10,
-           trust 0.001, squared decay, 100 epochs, the rate rising over 1,250 steps of 4096). At
-           8192 it clips the trust ratio and does not warm up; this one warms up as at 4096.
+    8192   8K "without loss in accuracy". The constants are those of one of the authors for BVLC's
+           network: borisgin/nvcaffe, models/bvlc_alexnet/solver.prototxt and solver_8K.prototxt
+           (learning rate 10, trust coefficient 0.001, polynomial decay with power 2, 100 epochs,
+           warm-up over 1,250 steps of 4096). For 8192 the original clips the trust ratio and has no
+           warm-up; the configuration here warms up as for 4096.
 
-Where a batch does not fit into memory, `--config.accumulate_steps=N` works through it in parts.
+If a batch does not fit into memory, `--config.accumulate_steps=N` processes it in N parts.
 """
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import presets
+from alexnet_jax.config import presets
 from alexnet_jax.errors import UsageError
 
 
 def get_config(batch_size: str = "1024") -> ConfigDict:
-    """A batch of 1024, 4096 or 8192."""
+    """The configuration for batches of 1024, 4096 or 8192."""
     if batch_size not in ("1024", "4096", "8192"):
         raise UsageError(f"batch {batch_size!r}: use one of 1024, 4096, 8192")
     config = presets.get("170" if batch_size == "1024" else "caffe")
     config.batch_size = int(batch_size)
     config.evaluate.batch_size = 1024
-    config.model.layers.fc6.exchange = "partial_sums"  # 2,048 elements an image in place of 4,608
+    config.model.layers.fc6.exchange = "partial_sums"  # 2,048 instead of 4,608 values per image
     if batch_size == "1024":
         config.num_epochs = 90.0
         config.optimizer.update(rate_scaling="linear", rate_scaling_batch=128)
@@ -41,6 +44,6 @@ def get_config(batch_size: str = "1024") -> ConfigDict:
             warmup_epochs=4.0,
             schedule="polynomial",
             polynomial_power=2.0,
-            bias_rate_multiplier=0.001,  # biases have no trust ratio to bring 10 down to size
+            bias_rate_multiplier=0.001,  # no trust ratio scales the learning rate of biases
         )
     return config

@@ -1,4 +1,4 @@
-"""A small two-tower AlexNet on scikit-learn's handwritten digits: no download, a minute or two.
+"""A small two-tower AlexNet on scikit-learn's handwritten digits: no download, two minutes.
 
 python -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
 """
@@ -6,11 +6,11 @@ python -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/qu
 from ml_collections import ConfigDict
 
 from alexnet_jax.config import default
-from alexnet_jax.models.alexnet import cifar_stem
+from alexnet_jax.config.networks import cifar_stem
 
 
 def get_config() -> ConfigDict:
-    """The article's network an eighth as wide, for 32 x 32 digits."""
+    """The network of the article at an eighth of its width, for 32 x 32 digits."""
     config = default()
     config.batch_size = 64
     config.num_epochs = 20.0
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     cifar_stem(config.model)
     config.model.num_classes = 10
     config.model.width = 0.125
-    # Weights of He's size in place of 0.01, which is meant for layers eight times as wide.
+    # Larger initial weights than 0.01, which suits layers eight times as wide.
     for name in config.model.layer_order:
         config.model.layers[name].init_std = 0.05
 
@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
         image_size=32,
         crop_size=32,
         pad=3,
-        random_flip=False,  # a mirrored digit is another sign
+        random_flip=False,  # a mirrored digit is no longer the same digit
         channel_mean=(78.0, 78.0, 78.0),
         scale=1 / 64,
     )

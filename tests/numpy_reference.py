@@ -65,7 +65,7 @@ def logits(model, params, images, masks=None):
       model: `config.model`.
       params: stacked tower parameters.
       images: `[B, H, W, 3]`.
-      masks: `{layer: [each tower's mask]}` in training, None in test.
+      masks: `{layer: [the mask of each tower]}` in training, None at test time.
     """
     norm, within, keep = model.lrn, model.within_map_norm, 1 - model.dropout.rate
     towers = range(model.towers)

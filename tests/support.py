@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from alexnet_jax import inputs, optim, parallel
+from alexnet_jax import parallel
 from alexnet_jax.config import default
-from alexnet_jax.models import layers, tower
-from alexnet_jax.models.alexnet import cifar_stem
-from alexnet_jax.models.table import layer_row
-from alexnet_jax.state import init_state
-from alexnet_jax.train import make_train_step
+from alexnet_jax.config.networks import cifar_stem
+from alexnet_jax.config.table import layer_row
+from alexnet_jax.data import inputs
+from alexnet_jax.model import dropout
+from alexnet_jax.model.tower import build_tower, draw_parameters
+from alexnet_jax.train import optimizer as optim
+from alexnet_jax.train.state import init_state
+from alexnet_jax.train.step import make_train_step
 
 needs_data = pytest.mark.skipif(
     not Path(os.environ.get("TFDS_DATA_DIR", "/nonexistent")).is_dir(),
@@ -76,7 +79,7 @@ class Step:
     """The training step of a configuration as a run builds it, from host to host."""
 
     def __init__(self, config, placement, steps_per_epoch=10, num_steps=100, mean_image=None):
-        self.net, self.placement = tower.build(config.model), placement
+        self.net, self.placement = build_tower(config.model), placement
         self.tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
         rule = inputs.build(config.data, mean_image)
         self.compiled = make_train_step(config, self.net, rule, self.tx, placement, steps_per_epoch)
@@ -98,7 +101,7 @@ def random_params(net, crop_size, seed=0):
     Every bias differs from the next, but the last layer's is the same in every tower.
     """
     rng = np.random.default_rng(seed)
-    params = jax.tree.map(np.float64, tower.init(net, 0, crop_size))
+    params = jax.tree.map(np.float64, draw_parameters(net, 0, crop_size))
     for leaves in params.values():
         kernel, bias = leaves["kernel"], leaves["bias"]
         kernel *= np.sqrt(2 / np.prod(kernel.shape[1:-1])) / kernel.std()
@@ -144,12 +147,12 @@ def noise_batch(crop_size, examples, seed=0):
 
 
 def dropout_masks(net, batch, seed, step):
-    """Those of each layer with dropout at a step, a pair of towers each."""
+    """The masks of each layer with dropout at a step, one per tower."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), step)
     return {
         layer.name: [
             np.asarray(
-                layers.dropout_mask(
+                dropout.dropout_mask(
                     jax.random.fold_in(key, i), batch["index"], t, (layer.features,), 0.5
                 )
             )

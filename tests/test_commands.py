@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alexnet_jax import weights
-from alexnet_jax.__main__ import VERBS, main
-from alexnet_jax.models import tower as towers
+from alexnet_jax.cli.main import VERBS, main
+from alexnet_jax.model.tower import build_tower, draw_parameters
+from alexnet_jax.weights import column, files
 from tests.support import png_folder, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -106,10 +106,9 @@ def place(tmp_path_factory):
     tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
     tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
     config = tiny_config()
-    tower = towers.build(config.model)
-    params = towers.init(tower, 0, config.data.crop_size)
-    found = weights.column(config, params, np.float32(config.data.channel_mean), ())
-    weights.write(found, root / "network.onnx")
+    params = draw_parameters(build_tower(config.model), 0, config.data.crop_size)
+    found = column.from_towers(config, params, np.float32(config.data.channel_mean), ())
+    files.write(found, root / "network.onnx")
     return root
 
 
@@ -227,7 +226,8 @@ def install(folder):
     code = (
         "import sys, alexnet_jax, alexnet_jax.__main__ as m; assert m.main(['--help']) == 0;"
         "assert not {'jax', 'tensorflow'} & set(sys.modules);"
-        "from alexnet_jax import report, weights; weights.imagenet_classes();"
+        "from alexnet_jax.data.classes import imagenet_classes; imagenet_classes();"
+        "from alexnet_jax.analysis import report;"
         "print(alexnet_jax.__file__)"
     )
     done = subprocess.run(

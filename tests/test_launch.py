@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alexnet_jax.__main__ import VERBS
-from alexnet_jax.arguments import parse
+from alexnet_jax.cli.arguments import parse
+from alexnet_jax.cli.main import VERBS
 from alexnet_jax.config import validate
 
 LAUNCH = Path(__file__).parent.parent / "launch"

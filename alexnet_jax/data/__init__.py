@@ -1,1 +1,1 @@
-"""From a named data set to batches of uint8 crops: sources, random draws, pipelines, statistics."""
+"""Images: where they come from, how they are decoded, ordered, augmented and batched."""

@@ -1,8 +1,8 @@
 """The random draws of training, as pure functions of (seed, epoch), and the test views.
 
-Draws are made for all examples of a split at once and indexed by the example's number, so that
-what happens to an example depends on nothing but (seed, epoch, index): not on the batch
-size, the hosts, the devices or where a run was resumed.
+Draws are made for all examples of a split at once and indexed by example, so that the augmentation
+of an example depends on nothing but (seed, epoch, index): not on the batch size, the hosts, the
+devices or the step at which a run was resumed.
 """
 
 import dataclasses
@@ -11,24 +11,12 @@ import enum
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.config.fields import FIELDS
 from alexnet_jax.errors import UsageError
-
-IMAGENET_STDEVS = (19.72083305, 37.09388853, 121.78006099)
-"""Standard deviations of ImageNet's RGB values along their principal components, in grey levels
-(0-255), ascending. `color_pca` of cuda-convnet2's make-data/input_meta."""
-
-IMAGENET_EIGENVECTORS = (
-    (0.41795513, -0.71257945, -0.56351045),
-    (-0.81698062, -0.02354167, -0.5761844),
-    (0.39731118, 0.70119634, -0.59200296),
-)
-"""Those components as columns; rows are R, G, B. The same file."""
-
-COLOUR_RULES = ("none", "source", "paper")
 
 
 class _Stream(enum.IntEnum):
-    """Independent random streams: turning one augmentation off leaves the others as they were."""
+    """Independent random streams: turning one augmentation off does not change the others."""
 
     ORDER = 0
     OFFSET = 1
@@ -59,14 +47,14 @@ def order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 def draws(seed: int, epoch: int, num_examples: int, config: ConfigDict) -> Draws:
     """Crops, flips and Gaussians of one epoch.
 
-    A crop starts anywhere in `0..image_size + 2 * pad - crop_size`, both ends included: 33 x 33
-    places for 256 -> 224, as `convdata_jpeg.py` of the source draws them (the paper counts 32 x
-    32).
+    The corner of a crop is uniform in `0..image_size + 2 * pad - crop_size`, both ends included:
+    33 x 33 positions for 256 -> 224, as in `convdata_jpeg.py` of the source (the paper counts
+    32 x 32).
 
     Args:
-      seed: of the run, 0 or more.
+      seed: seed of the run, 0 or more.
       epoch: counted from 0.
-      num_examples: N.
+      num_examples: number of examples N.
       config: `config.data`.
 
     Raises:
@@ -95,15 +83,15 @@ def draws(seed: int, epoch: int, num_examples: int, config: ConfigDict) -> Draws
 def crop(
     images: np.ndarray, offset: np.ndarray, flip: np.ndarray, *, crop_size: int, pad: int
 ) -> np.ndarray:
-    """Cuts one window out of each image and mirrors some.
+    """Cuts one window out of each image and mirrors some of the windows.
 
     Args:
       images: uint8 `[b, S, S, 3]`.
       offset: `[b, 2]`, top row and left column in the padded image.
       flip: bool `[b]`.
-      crop_size: side of the window.
-      pad: pixels added on each side first, mirrored about the edge pixel: a border of zeros is an
-        edge that no photograph has, and far from zero once the mean is subtracted.
+      crop_size: side of the window in pixels.
+      pad: pixels added on each side before, mirrored at the edge pixel. A border of zeros would be
+        an edge that no photograph has, and far from zero after the mean is subtracted.
 
     Returns:
       uint8 `[b, crop_size, crop_size, 3]`.
@@ -114,7 +102,7 @@ def crop(
     for out, image, (top, left), mirrored in zip(crops, images, offset, flip, strict=True):
         window = image[top : top + crop_size, left : left + crop_size]
         if mirrored:
-            # By channel: NumPy copies pixels of three bytes backwards at a quarter of the speed.
+            # By channel: NumPy reverses pixels of three bytes at a quarter of the speed.
             for channel in range(3):
                 out[..., channel] = window[:, ::-1, channel]
         else:
@@ -130,20 +118,20 @@ def colour_shift(gaussians: np.ndarray, colour: ConfigDict) -> np.ndarray:
       none    0
       source  P (a s), `convdata_jpeg.py`; the images are divided by 1.1 afterwards, on the device
       paper   255 P (a (s / 255)^2): eigenvalues, which are variances, times a. The paper names no
-              unit. On pixels in 0..255 the rule would move colours by 1,483 grey levels, so it is
-              read as one for pixels in 0..1.
+              unit. For pixels in 0..255 the rule would shift colours by 1,483 grey levels, so it is
+              taken to mean pixels in 0..1.
 
     Args:
-      gaussians: standard normal `[..., 3]`, one for each component.
+      gaussians: standard normal `[..., 3]`, one per component.
       colour: `config.data.colour`.
 
     Returns:
       float32 `[..., 3]` in grey levels (0-255).
+
+    Raises:
+      UsageError: there is no such rule.
     """
-    if colour.rule not in COLOUR_RULES:
-        raise UsageError(
-            f"data.colour.rule is '{colour.rule}'; it is one of {', '.join(COLOUR_RULES)}"
-        )
+    FIELDS["data.colour.rule"].check("data.colour.rule", colour.rule)
     if colour.rule == "none":
         return np.zeros(gaussians.shape, np.float32)
     scale = np.asarray(colour.stdevs, np.float64)
@@ -154,15 +142,15 @@ def colour_shift(gaussians: np.ndarray, colour: ConfigDict) -> np.ndarray:
 
 
 def center_offset(image_size: int, crop_size: int) -> tuple[int, int]:
-    """Top row and left column of the centre crop; the upper left of four if there is no centre."""
+    """Top row and left column of the centre crop, rounded down if the margin is odd."""
     margin = (image_size - crop_size) // 2
     return margin, margin
 
 
 def nine_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
-    """A 3 x 3 grid from corner to corner, int32 `[9, 2]`: cuda-convnet's test on CIFAR-10.
+    """Offsets of a 3 x 3 grid of crops, int32 `[9, 2]`: the test of cuda-convnet on CIFAR-10.
 
-    The centre is number 4; none is mirrored.
+    The centre crop is view 4; no view is mirrored.
     """
     end = image_size - crop_size
     places = (0, center_offset(image_size, crop_size)[0], end)
@@ -172,8 +160,8 @@ def nine_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
 def ten_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
     """Top rows and left columns of the five crops of section 4.1, int32 `[5, 2]`.
 
-    Top left, top right, bottom left, bottom right, centre. The ten views are these five, then the
-    mirror image of each crop in the same order.
+    Top left, top right, bottom left, bottom right, centre. The ten views are these five crops,
+    followed by their mirror images in the same order.
     """
     end = image_size - crop_size
     centre = center_offset(image_size, crop_size)

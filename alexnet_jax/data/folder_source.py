@@ -1,4 +1,4 @@
-"""Images in folders, one folder a class."""
+"""Images in folders, one folder per class."""
 
 import dataclasses
 import hashlib
@@ -7,16 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax.data.encoded import Encoded
 from alexnet_jax.errors import UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 _TEST = ("test", "validation", "val")
-"""What people call the images that are not trained on; any of them finds any other."""
+"""Common names for the images that are not trained on; each of them finds any other."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-    """A `Source` of image files."""
+class Folder(Encoded):
+    """A `Source` of image files.
+
+    Attributes:
+      paths: the N files.
+      labels: int32 `[N]`.
+    """
 
     name: str
     split: str
@@ -26,21 +32,16 @@ class Folder:
 
     @property
     def num_examples(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return len(self.paths)
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The images."""
+        """The image files."""
         return tuple(map(str, self.paths))
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """See `Source.read`."""
+        """See `Encoded.read`."""
         try:
             encoded = [self.paths[i].read_bytes() for i in indices]
         except OSError as error:
@@ -55,18 +56,23 @@ class Folder:
 def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
     """Opens PATH/SPLIT/CLASS/*.jpg, or a share of PATH/CLASS/*.jpg.
 
-    Labels follow the sorted names of the classes of all splits, so that a class without a folder
-    in one split does not shift the labels of the others.
+    Labels follow the sorted class names of all splits, so that a class without a folder in one
+    split does not shift the labels of the others.
 
-    `test`, `validation` and `val` mean the same: the first of them that is there.
+    If there is no folder `test`, `validation` or `val`, another of the three is opened instead.
 
-    Where PATH has no SPLIT folder but holds the classes themselves, `test_fraction` of the images
-    of each class (every fifth, if it is 0.2) is `test` and the rest is `train`. They are counted in
-    the order of a hash of their names: the same on every machine, and unrelated to the order in
-    which they were taken.
+    If PATH has no SPLIT folder but holds the class folders themselves, `test_fraction` of the
+    images of each class (every fifth, for 0.2) is `test` and the rest is `train`. They are counted
+    in the order of a hash of their names, which is the same on every machine and unrelated to the
+    order in which the photographs were taken.
+
+    Args:
+      path: the folder.
+      split: the name of the split.
+      test_fraction: between 0 and 1.
 
     Raises:
-      UsageError: there is no such folder or split, no image in it, or a class folder without one.
+      UsageError: there is no such folder or split, it holds no image, or a class folder is empty.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -92,8 +98,8 @@ def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
     pairs = [(p, i) for i, name in enumerate(class_names) for p in images.get(name, ())]
     if not pairs:
         raise UsageError(
-            f"{root}: no image is left for {split}: add some, or "
-            f"{split}/, or test on the same with --config.data.test_split=train"
+            f"{root}: no image is left for {split}: add images or a folder {split}/, or test on "
+            "the training images with --config.data.test_split=train"
         )
     return Folder(
         name=f"folder:{path}",
@@ -105,7 +111,7 @@ def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
 
 
 def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) -> None:
-    """Tells a missing SPLIT folder from a PATH that holds the classes themselves."""
+    """Raises `UsageError` if PATH lacks the SPLIT folder and holds no class folders either."""
     if not any(images.values()):
         has = ", ".join(sorted(images))
     elif split not in ("train", "test"):
@@ -117,7 +123,7 @@ def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) 
 
 def _share(files: list[Path], split: str, fraction: float) -> list[Path]:
     hashed = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
-    # The fifth, not the first: a class of fewer than five images must not vanish from `train`.
+    # Every fifth, not the first of five: a class of fewer images must not be missing in `train`.
     tested = [math.floor((i + 1) * fraction + 1e-9) for i in range(-1, len(hashed))]
     return sorted(
         p for i, p in enumerate(hashed) if (tested[i + 1] > tested[i]) == (split == "test")
@@ -129,5 +135,5 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    # Not asking is_file(): a stat of each of a million files takes minutes on network disks.
+    # Without is_file(): a stat of a million files takes minutes on a network file system.
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)

@@ -1,25 +1,22 @@
 """Batches for training and evaluation, each a pure function of its number.
 
-A *plan* says which examples batch `k` holds and what happens to them; it is arithmetic and a few
-cached arrays. `tf.data` then runs over batch numbers: fetch all bytes of a batch, decode its
-images one by one in parallel, stack them again. Resuming is starting to count elsewhere.
+A *plan* says which examples batch `k` holds and what is done to them; it is arithmetic on a few
+cached arrays. `tf.data` runs over the numbers of batches: each is read as squares, which the source
+makes, and cropped. Resuming means to start counting elsewhere.
 """
 
-import collections
 import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.config.fields import FIELDS
 from alexnet_jax.data import augment
-from alexnet_jax.data.decode import FORMATS, decode, pixels, to_square
-from alexnet_jax.data.prepared_source import Prepared
-from alexnet_jax.data.sources import Source
+from alexnet_jax.data.sources import Reader, Source
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 
@@ -28,20 +25,27 @@ Plan = Callable[[int], Batch]
 """From a batch number to columns `[b, ...]`, among them `index`."""
 
 Unreadable = dict[int, str]
-"""Images that cannot be read, by their number: the place and the reason."""
+"""Images that cannot be read: from their indices to the place and the reason."""
 
-_BATCHES_READ_AHEAD = 2
-_BATCHES_FINISHED_AT_ONCE = 2
+_TYPES = {
+    "image": np.uint8, "label": np.int32, "index": np.int32, "colour": np.float32,
+    "mask": np.float32,
+}  # fmt: skip
+"""The arrays of a batch, of which training has `colour` and evaluation `mask`."""
+
+_BATCHES_AT_ONCE = 3
+"""Batches that are made at a time: one is decoded while another is read or cropped."""
+
 _BATCHES_READY = 2
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """Batches of one training epoch.
 
-    The remainder is dropped: other examples each epoch, since each has its own order.
+    The remainder is dropped; since each epoch has its own order, it drops different examples.
 
     Raises:
-      UsageError: there is not one whole batch.
+      UsageError: there are not enough examples for one batch.
     """
     if not 0 < batch_size <= num_examples:
         raise UsageError(
@@ -61,37 +65,37 @@ def train_batches(
     part: tuple[int, int] = (0, 1),
     unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
-    """Endless random crops, one batch a step.
+    """Yields random crops without end, one batch per step.
 
     Step `k` is batch `k % steps_per_epoch` of epoch `k // steps_per_epoch`.
 
     Args:
       source: the images.
       config: `config.data`.
-      seed: of the order and of the augmentation.
-      batch_size: over all processes.
+      seed: seed of the order and of the augmentation.
+      batch_size: images per batch, over all processes.
       start_step: the first step to yield.
-      part: which part of each batch to read, counted from 0, and of how many equal ones.
-      unreadable: images found so, by their number, with the place and the reason; grows. In the
-        place of each stands the next readable one of the epoch's order, up to
-        `config.max_unreadable` images.
+      part: which part of each batch to read, counted from 0, and the number of equal parts.
+      unreadable: the images known to be unreadable; those found are added. Each is replaced by the
+        next readable one in the epoch's order, up to `config.max_unreadable` images.
 
     Yields:
       `image` uint8 `[b, crop, crop, 3]`, `label` int32 `[b]`, `colour` float32 `[b, 3]` (the shift
-      in grey levels that the device adds), `index` int32 `[b]` (the example's number in the
+      in grey levels that the device adds), `index` int32 `[b]` (the index of the example in the
       source), with `b = batch_size / parts`.
 
     Raises:
-      UsageError: at once for values that do not fit; while iterating for an image that cannot be
-        read, with its path, where `config.max_unreadable` are found already.
+      UsageError: immediately if values do not fit together; while iterating if an image cannot be
+        read and `config.max_unreadable` others were found before.
     """
     unreadable = {} if unreadable is None else unreadable
     which, local = part[0], _local_size(batch_size, part[1])
     steps = steps_per_epoch(source.num_examples, batch_size)
-    if not 0 <= config.pad < config.image_size:
-        raise UsageError(f"data.pad {config.pad} must be 0 or more and less than data.image_size")
+    FIELDS["data.pad"].check("data.pad", config.pad)
+    if config.pad >= config.image_size:
+        raise UsageError(f"config.data.pad = {config.pad}: must be less than data.image_size")
 
-    @functools.lru_cache(maxsize=2)  # Reading ahead works on two epochs where they meet.
+    @functools.lru_cache(maxsize=2)  # Two, because reading ahead crosses epochs.
     def of_epoch(epoch: int) -> tuple[np.ndarray, augment.Draws]:
         return (
             augment.order(seed, epoch, source.num_examples),
@@ -110,25 +114,16 @@ def train_batches(
             "flip": draws.flip[index],
         }
 
-    cut = functools.partial(augment.crop, crop_size=config.crop_size, pad=config.pad)
+    def crop(image: np.ndarray, offset: np.ndarray, flip: np.ndarray, **rest: np.ndarray) -> Batch:
+        cut = augment.crop(image, offset, flip, crop_size=config.crop_size, pad=config.pad)
+        return {"image": cut, **rest}
+
     numbers = range(start_step, sys.maxsize)
-    if isinstance(source, Prepared):
-
-        def cut_squares(image: list, offset: Any, flip: Any, **rest: Any) -> Batch:
-            return {"image": cut(image, offset, flip), **rest}
-
-        return _prepared_stream(source, config, plan, numbers, cut_squares)
-
-    def finish(image: Any, offset: Any, flip: Any, **rest: Any) -> dict[str, Any]:
-        tf = import_tensorflow()
-        crops = tf.numpy_function(cut, [image, offset, flip], tf.uint8)
-        return {"image": crops, **rest}
-
-    return _stream(source, config, plan, numbers, finish, unreadable)
+    return _stream(source, config, plan, numbers, crop, unreadable)
 
 
 def train_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
-    """The numbers of the images of batch `step` (from 0), were all readable: int64 `[b]`."""
+    """Indices of the images of batch `step` (from 0), provided all are readable: int64 `[b]`."""
     epoch, number = divmod(step, steps_per_epoch(num_examples, batch_size))
     order = augment.order(seed, epoch, num_examples)
     return order[number * batch_size : (number + 1) * batch_size]
@@ -142,24 +137,24 @@ def eval_batches(
     part: tuple[int, int] = (0, 1),
     unreadable: Unreadable | None = None,
 ) -> Iterator[Batch]:
-    """Every example once over all parts, in order, whole and without padding or draws.
+    """Yields every example once over all parts, in order, uncropped and without augmentation.
 
-    Every part yields the same number of batches, and all are full: positions past the end
-    hold other examples with mask 0, and so do those of images that cannot be read.
+    Every part yields the same number of batches, and all are full: positions past the end, and
+    those of images that cannot be read, hold other examples with mask 0.
 
     Args:
       source: the images.
       config: `config.data`.
-      batch_size: over all processes.
-      part: which contiguous part of each batch to read, counted from 0, and of how many.
-      unreadable: as `train_batches`.
+      batch_size: images per batch, over all processes.
+      part: which part of each batch to read, counted from 0, and the number of equal parts.
+      unreadable: as in `train_batches`.
 
     Yields:
       `image` uint8 `[b, S, S, 3]` with `S = image_size` (crops are cut on the device), `label`
       int32 `[b]`, `mask` float32 `[b]`, `index` int32 `[b]`.
 
     Raises:
-      UsageError: as `train_batches`.
+      UsageError: as in `train_batches`.
     """
     unreadable = {} if unreadable is None else unreadable
     which, local = part[0], _local_size(batch_size, part[1])
@@ -176,17 +171,11 @@ def eval_batches(
         }
 
     numbers = range(last // batch_size + 1)
-    if isinstance(source, Prepared):
-
-        def stack(image: list, **rest: Any) -> Batch:
-            return {"image": np.stack(image), **rest}
-
-        return _prepared_stream(source, config, plan, numbers, stack)
     return _stream(source, config, plan, numbers, dict, unreadable)
 
 
 def _readable(order: np.ndarray, positions: np.ndarray, unreadable: Unreadable) -> np.ndarray:
-    """The examples at `positions` of `order`; for an unreadable one the next that is not."""
+    """The examples at `positions` of `order`, or the next readable one for each unreadable one."""
     index = order[positions]
     for i, place in enumerate(positions) if unreadable else ():
         steps = 0
@@ -196,55 +185,10 @@ def _readable(order: np.ndarray, positions: np.ndarray, unreadable: Unreadable) 
     return index
 
 
-def squares(source: Source, config: ConfigDict, indices: np.ndarray) -> np.ndarray:
-    """Some images as a test sees them before its crops, uint8 `[n, S, S, 3]` with S = image_size.
-
-    Raises:
-      UsageError: one cannot be read; names it.
-    """
-    if isinstance(source, Prepared):
-        source.check(config)
-        return np.stack(source.read(indices)[0])
-    if found := _unreadable(source, config, indices):
-        raise UsageError(next(iter(found.values())))
-    square = to_square(config.resize, config.shrink, config.image_size)
-    encoded, _ = source.read(indices)
-    return np.stack([square(decode(image)).numpy() for image in encoded])
-
-
 def _local_size(batch_size: int, parts: int) -> int:
     if batch_size < 1 or batch_size % parts:
         raise UsageError(f"batch_size {batch_size} must be a positive multiple of {parts} parts")
     return batch_size // parts
-
-
-def _prepared_stream(
-    source: Prepared,
-    config: ConfigDict,
-    plan: Plan,
-    numbers: range,
-    finish: Callable[..., Batch],
-) -> Iterator[Batch]:
-    """The batches of `numbers` from squares on disk."""
-    source.check(config)
-    plan(numbers.start)  # Values that do not fit are an error before anything is iterated.
-
-    def make(number: int) -> Batch:
-        columns = plan(number)
-        squares, label = source.read(columns["index"])
-        return finish(image=squares, label=label, **columns)
-
-    def stream() -> Iterator[Batch]:
-        with ThreadPoolExecutor(_BATCHES_READ_AHEAD) as pool:
-            ahead: collections.deque[Future[Batch]] = collections.deque()
-            for number in numbers:
-                ahead.append(pool.submit(make, number))
-                if len(ahead) > _BATCHES_READY:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-    return stream()
 
 
 def _stream(
@@ -252,81 +196,75 @@ def _stream(
     config: ConfigDict,
     plan: Plan,
     numbers: range,
-    finish: Callable[..., dict[str, Any]],
+    finish: Callable[..., Batch],
     unreadable: Unreadable,
 ) -> Iterator[Batch]:
-    """The batches of `numbers`: planned, read, decoded to squares one by one, stacked, finished.
+    """The batches of `numbers`: planned, read as squares, and finished.
 
-    `finish` gets tensors by their names, `image` `[b, S, S, 3]`, `label` and the plan's columns,
-    and returns the batch. Cropping is left to it because TensorFlow's cost of 30 microseconds for
-    each operation on each image is more than a small image takes to decode.
+    `finish` gets arrays by name, `image` `[b, S, S, 3]`, `label` and the columns of the plan, and
+    returns the batch.
     """
-    # Planned here and now: values that do not fit are an error before anything is iterated.
+    # Now, so that values that do not fit are an error before anything is iterated.
+    read = source.squares(config)
     plan(numbers.start)
-    start = functools.partial(_dataset, source, config, plan, finish=finish)
-    running = [start(numbers)]
-    batches = _batches(running, start, source, config, plan, numbers, unreadable)
-    # Ends the threads when the batches are dropped and, at the latest, as the program exits: once
-    # the interpreter is going down, a thread inside `fetch` never returns, and TensorFlow would
-    # wait for it for ever.
+
+    def make(number: int) -> Batch:
+        columns = plan(number)
+        image, label = read(columns["index"])
+        return finish(image=image, label=label, **columns)
+
+    def note_unreadable(number: int) -> bool:
+        """Adds those of a batch; returns whether there are any."""
+        found = _unreadable(read, plan(number)["index"])
+        unreadable.update(found)
+        if len(unreadable) > config.max_unreadable:
+            first = next(iter((found or unreadable).values()))
+            limit = f"; {config.max_unreadable} were allowed (config.data.max_unreadable)"
+            raise UsageError(
+                f"{first}; replace or remove it" + (limit if config.max_unreadable else "")
+            )
+        if len(unreadable) == source.num_examples:
+            raise UsageError(f"{source.name}: no image of {source.split} is readable")
+        return bool(found)
+
+    running = [_dataset(weakref.ref(make), numbers)]
+    batches = _batches(running, make, numbers, note_unreadable)
+    # Ends the threads of tf.data when the batches are dropped and, at the latest, as the program
+    # exits: a thread that enters Python while the interpreter shuts down never returns, and
+    # TensorFlow would wait for it for ever.
     weakref.finalize(batches, running.clear)
     return batches
 
 
 def _dataset(
-    source: Source,
-    config: ConfigDict,
-    plan: Plan,
-    numbers: range,
-    finish: Callable[..., dict[str, Any]],
-) -> Iterator[Batch]:
-    """What `_stream` is, by `tf.data`, up to the first image that cannot be read."""
+    weak_make: weakref.ref[Callable[[int], Batch]], numbers: range
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """`make` over `numbers` by `tf.data`: whether it worked, and the arrays in their order.
+
+    It is a weak reference, because TensorFlow keeps `made` until the process ends, and would keep
+    the source and the draws with it.
+    """
     tf = import_tensorflow()
-    first = plan(numbers.start)
-    size = len(first["index"])
-    square = to_square(config.resize, config.shrink, config.image_size)
 
-    def fetch(number: np.ndarray) -> list[Any]:
-        encoded, label = source.read(plan(int(number))["index"])
-        _check_pixels(encoded, config.max_pixels)
-        return [np.array(encoded, object), label]
+    def made(number: np.ndarray) -> list[np.ndarray]:
+        make = weak_make()
+        assert make is not None  # the consumer holds it
+        try:
+            batch = make(int(number))
+        except UsageError:  # the consumer makes it again, and gets the error itself
+            return [np.array(False), *(np.zeros(0, dtype) for dtype in _TYPES.values())]
+        return [np.array(True), *(batch.get(name, np.zeros(0, t)) for name, t in _TYPES.items())]
 
-    def load(number: Any) -> tuple[Any, Any]:
-        encoded, label = tf.numpy_function(fetch, [number], [tf.string, tf.int32])
-        encoded.set_shape((size,))
-        label.set_shape((size,))
-        return encoded, label
+    def load(number: Any) -> Any:
+        return tf.numpy_function(made, [number], [tf.bool, *_TYPES.values()])
 
-    def columns(number: Any) -> dict[str, Any]:
-        types = [column.dtype for column in first.values()]
-        values = tf.numpy_function(lambda n: list(plan(int(n)).values()), [number], types)
-        for value, column in zip(values, first.values(), strict=True):
-            value.set_shape(column.shape)
-        return dict(zip(first, values, strict=True))
-
-    def finished(images: tuple[Any, Any], columns: dict[str, Any]) -> dict[str, Any]:
-        image, label = images
-        return finish(image=image, label=label, **columns)
-
-    # None of these functions branches or loops in Python, and AutoGraph takes a second to see that,
-    # at the start of training and of every evaluation.
-    plain = tf.autograph.experimental.do_not_convert
     options = tf.data.Options()
     options.deterministic = True
-    steps = tf.data.Dataset.range(numbers.start, numbers.stop)
-    # Only what decoding needs goes image by image: each column costs each image.
-    images = (
-        steps.map(plain(load), num_parallel_calls=_BATCHES_READ_AHEAD)
-        .unbatch()
-        .map(
-            plain(lambda encoded, label: (square(decode(encoded)), label)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        .batch(size, drop_remainder=True)
-    )
+    # `load` neither branches nor loops in Python, which AutoGraph takes a second to find out.
+    plain = tf.autograph.experimental.do_not_convert(load)
     dataset = (
-        tf.data.Dataset.zip((images, steps.map(plain(columns))))
-        .map(plain(finished), num_parallel_calls=_BATCHES_FINISHED_AT_ONCE)
+        tf.data.Dataset.range(numbers.start, numbers.stop)
+        .map(plain, num_parallel_calls=_BATCHES_AT_ONCE)
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )
@@ -334,72 +272,43 @@ def _dataset(
 
 
 def _batches(
-    running: list[Iterator[Batch]],
-    start: Callable[[range], Iterator[Batch]],
-    source: Source,
-    config: ConfigDict,
-    plan: Plan,
+    running: list[Iterator[tuple[np.ndarray, ...]]],
+    make: Callable[[int], Batch],
     numbers: range,
-    unreadable: Unreadable,
+    note_unreadable: Callable[[int], bool],
 ) -> Iterator[Batch]:
-    """NumPy batches; one that fails is planned without the images that made it fail, and all later.
-
-    `tf.data` says what went wrong but not with which example, so that a batch that failed is read
-    once more, one example at a time.
-    """
-    tf = import_tensorflow()
-    known = len(unreadable)
+    """What `_dataset` made; a batch that failed is made again, without unreadable images."""
     for number in numbers:
-        while True:
-            try:
-                batch = next(running[0])
-                break
-            except tf.errors.OpError:
-                found = _unreadable(source, config, plan(number)["index"])
-                # An evaluation may have found them since this batch was read ahead.
-                if not found and known == len(unreadable):
-                    raise
-                unreadable |= found
-                if len(unreadable) > config.max_unreadable:
-                    first = next(iter((found or unreadable).values()))
-                    limit = f"; {config.max_unreadable} were allowed (config.data.max_unreadable)"
-                    raise UsageError(
-                        f"{first}; replace or remove it" + (limit if config.max_unreadable else "")
-                    ) from None
-                if len(unreadable) == source.num_examples:
-                    raise UsageError(
-                        f"{source.name}: no image of {source.split} is readable"
-                    ) from None
-                known = len(unreadable)
-                running[0] = start(numbers[numbers.index(number) :])
-        yield batch
+        worked, *arrays = next(running[0])
+        batch = dict(zip(_TYPES, arrays, strict=True))
+        yield (
+            {n: x for n, x in batch.items() if x.size}
+            if worked
+            else _again(number, make, note_unreadable)
+        )
 
 
-def _unreadable(source: Source, config: ConfigDict, indices: np.ndarray) -> Unreadable:
-    """Those of `indices` that cannot be read, decoded or resized, and why."""
-    tf = import_tensorflow()
-    square = to_square(config.resize, config.shrink, config.image_size)
+def _again(
+    number: int, make: Callable[[int], Batch], note_unreadable: Callable[[int], bool]
+) -> Batch:
+    """A batch that failed, planned without the images that cannot be read."""
+    while True:
+        # There is nothing new if an evaluation found the image after this batch was planned, or if
+        # the file could not be read for a moment. If it fails even so, the reason is another one.
+        new = note_unreadable(number)
+        try:
+            return make(number)
+        except UsageError:
+            if not new:
+                raise
+
+
+def _unreadable(read: Reader, indices: np.ndarray) -> Unreadable:
+    """Those of `indices` that cannot be read, and why."""
     found = {}
     for index in sorted({int(i) for i in indices}):
-        where = source.describe(index)
         try:
-            encoded, _ = source.read(np.array([index]))
-            _check_pixels(encoded, config.max_pixels)
-            square(decode(tf.constant(encoded[0])))
+            read(np.array([index]))
         except UsageError as error:
-            reason = str(error)
-            found[index] = reason if where in reason else f"{where}: {reason}"
-        except tf.errors.OpError as error:
-            reason = error.message.split("}}")[-1].split(" [Op:")[0].strip()
-            found[index] = f"{where}: not a readable image ({reason})"
+            found[index] = str(error)
     return found
-
-
-def _check_pixels(encoded: list[bytes], most: int) -> None:
-    for image in encoded:
-        if not image.startswith(FORMATS):
-            raise UsageError("not a JPEG, PNG, BMP or GIF")
-        if (count := pixels(image)) > most:
-            raise UsageError(
-                f"its header says {count} pixels, more than config.data.max_pixels = {most}"
-            )

@@ -21,16 +21,16 @@ def prepare(
 ) -> None:
     """Writes the squares of one split to `folder`, in the order of the source.
 
-    `split.json` comes last: a folder without it was not finished.
+    `split.json` is written last: a folder without it is unfinished.
 
     Args:
       source: the images.
       config: `config.data`.
-      folder: is created; what an unfinished attempt left there is replaced.
-      progress: called after each batch with the images done and their number.
+      folder: is created; the files of an unfinished attempt are replaced.
+      progress: called after each batch with the number of images done and of all images.
 
     Raises:
-      UsageError: the folder holds a prepared split, or cannot be written, or an image is damaged.
+      UsageError: the folder holds a prepared split, cannot be written, or an image is damaged.
     """
     if (folder / "split.json").exists():
         raise UsageError(f"{folder} is prepared already; remove it to prepare it again")
@@ -45,7 +45,7 @@ def prepare(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written and not mapped: a full disk is an error here, and a crash there.
+        # Written and not mapped: on a full disk, a write is an error and a map is a crash.
         with (folder / "images.npy").open("wb") as file:
             write_header(file, count)
             for batch in pipeline.eval_batches(
@@ -56,7 +56,7 @@ def prepare(
                 labels.extend(batch["label"][real])
                 progress(len(labels) + len(unreadable), count)
             file.seek(0)
-            write_header(file, len(labels))  # of the same length: NumPy leaves room for more digits
+            write_header(file, len(labels))  # has the same length: NumPy pads the number
             file.flush()
             os.fsync(file.fileno())
         np.save(folder / "labels.npy", np.array(labels, np.int32))

@@ -1,14 +1,15 @@
-"""A data set resized once (see `prepare`): its squares in one array, cropped without decoding.
+"""A data set that was resized once (see `prepare`): one array of squares that need no decoding.
 
-A folder a split: `images.npy` uint8 `[N, S, S, 3]`, `labels.npy` int32 `[N]` and `split.json`
-(class names, the resize rule, where they came from). The squares are those the pipeline makes of
-the original, so training from either gives the same batches.
+One folder per split: `images.npy` uint8 `[N, S, S, 3]`, `labels.npy` int32 `[N]` and `split.json`
+(class names, resize rule, origin). The squares are those of the original source, so that both give
+the same batches.
 """
 
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ class Prepared:
     """A `Source` of squares.
 
     Attributes:
-      path: of `images.npy`.
-      size: S of its squares.
-      offset: of the first in the file, in bytes.
-      resize: the `data.resize` that made them.
-      shrink: the `data.shrink` that made them.
+      path: the file `images.npy`.
+      size: side S of its squares in pixels.
+      offset: first byte of the first square in the file.
+      labels: int32 `[N]`.
+      resize: the `data.resize` with which they were made.
+      shrink: the `data.shrink` with which they were made.
     """
 
     name: str
@@ -41,7 +43,7 @@ class Prepared:
 
     @property
     def num_examples(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return len(self.labels)
 
     @property
@@ -49,39 +51,36 @@ class Prepared:
         """The array of squares."""
         return (str(self.path),)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
+    def squares(self, config: ConfigDict) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """See `Source.squares`.
 
-    def read(self, indices: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Like `Source.read`, but squares `[S, S, 3]` in place of files."""
-        # Read and not mapped: of a file that is cut a map is the end of the process.
-        shape = (self.size, self.size, 3)
-        length = math.prod(shape)
+        Raises:
+          UsageError: the squares have another size, or were made by another rule.
+        """
+        self._check(config)
+        return self._read
+
+    def _read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        squares = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+        length = math.prod(squares.shape[1:])
+        # Read and not mapped: reading from the map of a file that was cut kills the process.
         try:
             file = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
             try:
-                found = [os.pread(file, length, self.offset + int(i) * length) for i in indices]
+                for square, index in zip(squares, indices, strict=True):
+                    if os.preadv(file, [square.data], self.offset + int(index) * length) != length:
+                        raise UsageError(f"{self.path}: the file was cut; prepare it again")
             finally:
                 os.close(file)
         except OSError as error:
             raise UsageError(f"cannot read {self.path}: {error.strerror}") from error
-        if any(len(square) != length for square in found):
-            raise UsageError(f"{self.path}: the file was cut; prepare it again")
-        squares = [np.frombuffer(square, np.uint8).reshape(shape) for square in found]
         return squares, self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source.describe`."""
-        return f"{self.name} {self.split}, image {index}"
+        return f"{self.path}, image {index}"
 
-    def check(self, config: ConfigDict) -> None:
-        """Compares with `config.data`.
-
-        Raises:
-          UsageError: the squares are of another size, or made by another rule.
-        """
+    def _check(self, config: ConfigDict) -> None:
         made_with = {
             "image_size": self.size,
             "resize": self.resize,
@@ -99,7 +98,7 @@ def open_prepared(path: str, split: str) -> Prepared:
     """Opens PATH/SPLIT as `prepare` wrote it.
 
     Raises:
-      UsageError: it is not there, was not finished, or its files do not fit together.
+      UsageError: there is no such split, it is unfinished, or its files do not fit together.
     """
     folder = Path(path).expanduser() / split
     if not (folder / "split.json").is_file():
@@ -112,7 +111,7 @@ def open_prepared(path: str, split: str) -> Prepared:
         about = json.loads((folder / "split.json").read_text())
         names, resize, shrink = tuple(about["class_names"]), about["resize"], about["shrink"]
         squares = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-        # Mapped first: a header can ask for more than there is, in the file and in memory.
+        # Mapped first: a damaged header can ask for more than the file or the memory holds.
         labels = np.array(np.load(folder / "labels.npy", mmap_mode="r", allow_pickle=False))
         if squares.dtype != np.uint8 or squares.shape[1:] != (squares.shape[1],) * 2 + (3,):
             raise ValueError(f"images.npy is {squares.dtype} {squares.shape}")

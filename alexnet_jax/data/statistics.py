@@ -1,7 +1,7 @@
-"""The statistics of a training split that the input rule needs: mean image and colour components.
+"""Statistics of training images that the input rule needs: mean image and colour components.
 
-The mean image and `color_pca` of cuda-convnet2's `make-data.py`, from whole squares rather than
-crops.
+They are the mean image and `color_pca` of cuda-convnet2's `make-data.py`, from whole squares rather
+than crops.
 """
 
 import dataclasses
@@ -20,30 +20,29 @@ from alexnet_jax.data.sources import Source
 from alexnet_jax.errors import UsageError
 
 _BATCH = 32
-"""Small: a batch of 256-pixel squares in float64 takes 1.5 MB an image."""
-
+"""Small, because a square of 256 pixels in float64 takes 1.5 MB."""
 
 _UNREADABLE = (
     *(OSError, EOFError, ValueError, zipfile.BadZipFile),
-    *(AttributeError, TypeError),  # of one array, which is no archive
-    MemoryError,  # of a header that asks for more than there is
-    RuntimeError,  # of a zip header that asks for a password or an unknown version
+    *(AttributeError, TypeError),  # for a single array instead of an archive
+    MemoryError,  # for a header that claims an enormous size
+    RuntimeError,  # for a zip header that asks for a password or an unknown version
 )
-"""What NumPy raises for files of something else."""
+"""What NumPy raises for files with other content."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Statistics of one split; pixels are in grey levels (0-255).
+    """Statistics of the images of one source, in grey levels (0-255).
 
     Attributes:
       mean_image: float32 `[S, S, 3]`.
-      channel_mean: float32 `[3]`, its mean over places.
+      channel_mean: float32 `[3]`, the mean of `mean_image` over positions.
       stdevs: float32 `[3]`, ascending: standard deviations of R, G, B over all pixels along their
         principal components.
-      eigenvectors: float32 `[3, 3]`, those components as columns (rows are R, G, B), each signed so
-        that its largest entry is positive.
-      num_examples: images counted.
+      eigenvectors: float32 `[3, 3]`, those components as columns (rows are R, G, B), with signs
+        such that the largest entry of each is positive.
+      num_examples: number of images.
     """
 
     mean_image: np.ndarray
@@ -53,7 +52,7 @@ class Statistics:
     num_examples: int
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one .npz file, whole or not at all."""
+        """Writes one .npz file, completely or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -68,12 +67,15 @@ class Statistics:
 def compute(
     source: Source, config: ConfigDict, progress: Callable[[int, int], None] | None = None
 ) -> Statistics:
-    """Goes once over all squares of a split, as evaluation sees them.
+    """Computes the statistics in one pass over the squares of a source.
 
     Args:
       source: the images.
       config: `config.data`.
-      progress: called after each batch with the images done and their number.
+      progress: called after each batch with the number of images done and of all images.
+
+    Raises:
+      UsageError: an image cannot be read.
     """
     size = config.image_size
     total = np.zeros((size, size, 3))
@@ -95,23 +97,29 @@ def compute(
     return Statistics(
         mean_image=mean_image.astype(np.float32),
         channel_mean=mean.astype(np.float32),
-        # Of grey images two variances are zero, and rounding can leave them below.
+        # Two variances of grey images are zero, and rounding can make them negative.
         stdevs=np.sqrt(np.maximum(variances, 0)).astype(np.float32),
         eigenvectors=(components * np.sign(largest)).astype(np.float32),
         num_examples=done,
     )
 
 
-def key(source: Source, config: ConfigDict) -> str:
-    """A name for what `compute` finds: of the files, as they are now, and of what is done to them.
+def key(source: Source, config: ConfigDict) -> str | None:
+    """A hash of everything that the result of `compute` depends on.
 
-    Files are told by path, size and time of change, since reading them is what takes long; what is
-    done, by the configuration and the code.
+    It covers which images there are; path, size and modification time of the files, because reading
+    them takes long; and the configuration and the code that make squares of them. Images in memory
+    have no key, since nothing but their pixels tells them from others.
     """
+    if not source.files:
+        return None
+    images = hashlib.sha256()
+    for index in range(source.num_examples):
+        images.update(f"{source.describe(index)}\n".encode())
     files = [(str(Path(name).resolve()), *_stamp(name)) for name in source.files]
     rule = [config.image_size, config.resize, config.shrink]
     code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in (decode.__file__, __file__)]
-    about = [source.name, source.split, source.num_examples, rule, code, files]
+    about = [source.name, source.split, images.hexdigest(), rule, code, files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
@@ -119,7 +127,7 @@ def _stamp(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except OSError:
-        return 0, 0  # reading it will say what is wrong
+        return 0, 0  # The error is reported when the file is read.
     return status.st_size, status.st_mtime_ns
 
 
@@ -127,11 +135,12 @@ def load(path: str | os.PathLike[str]) -> Statistics:
     """Reads what `Statistics.save` wrote.
 
     Raises:
-      UsageError: there is no such file, or it holds something else.
+      UsageError: there is no such file, or it has other content.
     """
     fields = [field.name for field in dataclasses.fields(Statistics)]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy does not close a file that it opened and could not read.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if sorted(archive.files) != sorted(fields):
                 raise ValueError(f"it holds {', '.join(archive.files)}")
             arrays = {name: archive[name] for name in fields}
@@ -140,7 +149,7 @@ def load(path: str | os.PathLike[str]) -> Statistics:
         raise UsageError(
             f"{path} is not a file of statistics ({error}); remove it and compute it again"
         ) from error
-    return Statistics(**arrays | {"num_examples": int(arrays["num_examples"])})
+    return Statistics(num_examples=int(arrays.pop("num_examples")), **arrays)
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:
@@ -166,4 +175,4 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
         raise ValueError("eigenvectors are not orthonormal")
     for name in ("mean_image", "channel_mean"):
         if arrays[name].min() < 0 or arrays[name].max() > 255:
-            raise ValueError(f"{name} leaves 0-255")
+            raise ValueError(f"{name} is not within 0-255")

@@ -1,4 +1,4 @@
-"""TensorFlow as a reader of images: imported late, quiet, and kept off the accelerators."""
+"""TensorFlow as a reader of images: imported late, without log output, on the CPU only."""
 
 import functools
 import os
@@ -9,13 +9,13 @@ from typing import Any
 def import_tensorflow() -> Any:
     """The `tensorflow` module, imported on the first call.
 
-    Late because the import takes seconds that `--help` and the network itself do not need.
+    Late because the import takes seconds, and neither `--help` nor the network itself needs it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Of no use to decoding and resizing, and announced by a log line that no level silences.
+    # It does not help decoding and resizing, and writes a log line at every log level.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Keras is a third of the import and of no use here. The variable means "load it on first use",
-    # and goes again, so that what is loaded then is the Keras that the caller expects.
+    # Keras takes a third of the import and is not needed here. The variable defers its import to
+    # the first use, and is removed afterwards, so that the caller then gets the expected Keras.
     lazy_keras = "TF_USE_LEGACY_KERAS" not in os.environ
     if lazy_keras:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -26,8 +26,8 @@ def import_tensorflow() -> Any:
             del os.environ["TF_USE_LEGACY_KERAS"]
 
     try:  # noqa: SIM105
-        # It would otherwise reserve the GPU memory that JAX is about to ask for.
+        # TensorFlow would otherwise reserve the GPU memory that JAX needs.
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
-        pass  # The caller used TensorFlow before us: what it sees is the caller's choice by now.
+        pass  # The caller has already used TensorFlow, and has chosen its devices.
     return tf

@@ -1,8 +1,9 @@
 """Images that TensorFlow Datasets prepared on disk, read by record offset.
 
-A TFRecord file has no index, so opening a split walks the record headers once (1.3 million of
-them for ImageNet); after that any image is one `pread` away, and neither a shuffle buffer nor
-skipping ahead is needed.
+A TFRecord file has no index, so opening a split reads all record headers once (1.3 million for
+ImageNet). After that, any image is one `pread` away, without a shuffle buffer and without reading
+the records before it. No file stays open: a data set of a thousand shards would exceed the usual
+limit of 1024 open files.
 """
 
 import contextlib
@@ -17,19 +18,26 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from alexnet_jax.data.encoded import Encoded
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 
 _HEADER, _FOOTER = 12, 4
-"""Bytes around a record: its length (8, little-endian) and the checksum of that, then the record's
-own checksum; https://www.tensorflow.org/tutorials/load_data/tfrecord."""
+"""Bytes around a record: its length (8, little-endian) and the checksum of the length before it,
+its own checksum after it; https://www.tensorflow.org/tutorials/load_data/tfrecord."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TFDS:
+class TFDS(Encoded):
     """A `Source` of the records of one split.
 
-    `files[file[i]]` holds record `i` at bytes `offset[i]` to `offset[i] + length[i]`.
+    Attributes:
+      image_key: the feature that holds the encoded image.
+      label_key: the feature that holds the label.
+      files: the shards.
+      file: int32 `[N]`, the shard of each record, as an index into `files`.
+      offset: int64 `[N]`, the first byte of each record in its shard.
+      length: int64 `[N]`, the number of bytes of each record.
     """
 
     name: str
@@ -44,16 +52,11 @@ class TFDS:
 
     @property
     def num_examples(self) -> int:
-        """Images in the split."""
+        """Number of images in the split."""
         return len(self.offset)
 
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """See `Source.read`; verifies checksums, since decoders miss most flipped bits."""
+        """See `Encoded.read`; verifies checksums, because decoders miss most flipped bits."""
         parse = import_tensorflow().train.Example.FromString
         encoded, labels = [], []
         with contextlib.ExitStack() as stack:
@@ -64,14 +67,14 @@ class TFDS:
                     opened[number] = _open(self.files[number])
                     stack.callback(os.close, opened[number])
                 start, size = int(self.offset[i]), int(self.length[i])
-                # Two reads, since parting the bytes of one would copy them.
+                # Two reads: dividing the bytes of a single one would copy them.
                 record = os.pread(opened[number], size, start)
                 checksum = os.pread(opened[number], _FOOTER, start + size)
                 if len(record) != size or len(checksum) != _FOOTER:
                     raise UsageError(f"{self.describe(i)}: the file was cut; prepare it again")
                 if _masked_crc(record) != int.from_bytes(checksum, "little"):
                     raise UsageError(
-                        f"{self.describe(i)}: other bytes than were written; prepare it again"
+                        f"{self.describe(i)}: the checksum does not match; prepare it again"
                     )
                 feature = parse(record).features.feature
                 encoded.append(feature[self.image_key].bytes_list.value[0])
@@ -84,9 +87,9 @@ class TFDS:
 
 
 def open_tfds(name: str, split: str) -> TFDS:
-    """Opens `NAME` or `NAME:VERSION`, the newest version on disk if none is given.
+    """Opens `NAME` or `NAME:VERSION`; without a version, the newest one on disk.
 
-    Looks in `TFDS_DATA_DIR`, or `~/tensorflow_datasets` as TFDS itself does. NAME is `name/config`
+    Searches `TFDS_DATA_DIR`, or `~/tensorflow_datasets` as TFDS itself does. NAME is `name/config`
     for a data set with several configurations.
 
     Raises:
@@ -98,10 +101,10 @@ def open_tfds(name: str, split: str) -> TFDS:
     from google.protobuf.json_format import ParseError
 
     folder = _find(name)
-    # From the directory and not by `tfds.builder(NAME)`, which may ask the network about a data
-    # set and knows only those whose code is installed.
+    # Not by `tfds.builder(NAME)`, which may query the network about a data set and knows only
+    # those whose code is installed.
     try:
-        info = tfds.builder_from_directory(folder).info
+        info: Any = tfds.builder_from_directory(folder).info
     except (OSError, ValueError, ParseError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
@@ -116,10 +119,10 @@ def open_tfds(name: str, split: str) -> TFDS:
     except (ValueError, KeyError, AssertionError) as error:
         has = ", ".join(sorted(info.splits))
         raise UsageError(f"{info.full_name} has no split '{split}'; it has {has}") from error
-    # A slice that ends before it starts comes as a negative count.
+    # A slice that ends before it starts has a negative count.
     if not parts or any(part.take <= 0 for part in parts):
         raise UsageError(
-            f"split '{split}' of {info.full_name} is or has an empty slice; give a larger one"
+            f"split '{split}' of {info.full_name} contains an empty slice; give a larger one"
         )
     spans = _index([(str(part.filename), part.examples_in_shard) for part in parts])
     counts = [part.take for part in parts]
@@ -176,17 +179,16 @@ def _keys(info: Any, image_type: type, label_type: type) -> tuple[str, str]:
 
 
 def _index(shards: Sequence[tuple[str, int]]) -> list[np.ndarray]:
-    """Offset and length of every record of each (file, number of records): int64 `[n, 2]`."""
-    # Threads wait for the disk, not for the processor: a cold file costs a seek a record.
+    """Offset and length of every record, int64 `[n, 2]`, for each (file, number of records n)."""
+    # The threads wait for the disk: a file that is not cached costs one seek per record.
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(lambda shard: _scan(*shard), shards))
 
 
 def _scan(path: str, expected: int) -> np.ndarray:
-    """Walks one file's headers; the count must be the data set's own.
+    """Reads the record headers of one file and compares their number with the data set's own.
 
-    A file cut between two records reads as a whole one, and so does an empty file, so that only
-    the count can tell.
+    Only the number reveals an empty file or one that was cut between two records.
     """
     records = []
     descriptor = _open(path)
@@ -207,7 +209,7 @@ def _scan(path: str, expected: int) -> np.ndarray:
 
 
 def _masked_crc(record: bytes) -> int:
-    """The checksum of a TFRecord; `tensorflow/core/lib/hash/crc32c.h` says how it is masked."""
+    """The checksum of a TFRecord, masked as in `tensorflow/core/lib/hash/crc32c.h`."""
     crc = google_crc32c.value(record)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

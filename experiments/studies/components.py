@@ -1,10 +1,11 @@
-"""What each part of the network is worth: one switched at a time, on CIFAR-10.
+"""The effect of each component of the network, changed one at a time, on CIFAR-10.
 
     python -m alexnet_jax study --config=experiments/studies/components.py --workdir=runs/components
 
-The two-tower network an eighth as wide on 10,000 of the training images, so that a run takes a
-minute on two CPU cores; `--config.base.data.train_split=train` and more epochs for the whole of it.
-The rates are those of the base in every variant: tanh and sigmoid are not tuned.
+The two-tower network at an eighth of its width is trained on 10,000 of the training images, so that
+a run takes a minute on two CPU cores. `--config.base.data.train_split=train` trains on all of them,
+for which `num_epochs` should be larger. Every variant has the learning rate of the base: it is not
+tuned for tanh and the sigmoid.
 """
 
 import runpy
@@ -12,22 +13,21 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from alexnet_jax.study import study
+from alexnet_jax.analysis.study import study
 
 CIFAR10 = runpy.run_path(str(Path(__file__).parents[1] / "cifar10.py"))
 
 
 def base() -> ConfigDict:
-    """The article's network on CIFAR-10, small, with the paper's colour noise."""
+    """The network of the article on CIFAR-10, small, with the paper's colour noise."""
     config = CIFAR10["get_config"]()
     config.num_epochs = 10.0
     config.model.width = 0.125
     for name in config.model.layer_order[1:]:
-        config.model.layers[name].init_std *= 2**0.5  # half the inputs
+        config.model.layers[name].init_std *= 2**0.5  # these layers have half as many inputs
     config.data.train_split = "train[:20%]"
     config.data.colour.rule = "source"
     config.optimizer.drop_epochs = (7.0, 9.0)
-    config.evaluate.every_epochs = 5.0
     config.log_every_steps = 39
     config.checkpoint_every_steps = 390
     config.keep_checkpoints = 1
@@ -35,10 +35,10 @@ def base() -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    """Differences in points of top-1 error beside the paper's, which are of ImageNet."""
+    """The study, with the paper's differences in top-1 error, which were measured on ImageNet."""
     before = ("activation", "lrn", "max_pool")
     alone = ("conv3", "fc6", "fc7")
-    # As layers-145-half.cfg: the last convolution and the dense layers stay.
+    # As in layers-145-half.cfg, which keeps the last convolution and the dense layers.
     halved = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192}
     return study(
         base(),
@@ -58,6 +58,6 @@ def get_config() -> ConfigDict:
         },
         seeds=(0, 1, 2),
         title="Components of the two-tower network on CIFAR-10, 10,000 training images",
-        # Sections 3.4, 3.3, 4.1 and 3.2.
+        # Sections 3.3, 3.4, 4.1 and 3.2 of the paper.
         paper={"lrn-off": 1.4, "pool-2-2": 0.4, "colour-noise-off": 1.0, "one-tower": 1.7},
     )

@@ -1,4 +1,4 @@
-"""The paper's Figure 1: how much sooner ReLUs reach a training error of 25 % on CIFAR-10.
+"""The paper's Figure 1: epochs to a training error of 25 % on CIFAR-10, with ReLU and with tanh.
 
     python -m alexnet_jax study --config=experiments/studies/figure1_relu_vs_tanh.py:rates \
         --workdir=runs/figure1-rates
@@ -7,10 +7,10 @@
 
 The four-layer network is cuda-convnet's `19pct` (three convolutions, one dense layer) without any
 regularization: no crops, no flips, no weight decay. The paper does not say which network it was.
-Rates are tuned for each activation first (`rates`: one seed, a grid of factors of about 3, by the
-training error after eight epochs: after three, rates lead that do not later), and the best ones run
-with other seeds. A run ends where the error on the whole training set, measured after each epoch,
-has fallen to 25 %.
+First the learning rate is tuned for each activation function (`rates`): one seed, a grid with
+factors of about 3, compared by the training error after eight epochs. Three epochs are too few,
+since rates lead then that do not lead later. The best rates are then run with other seeds. A run
+ends when the error on the whole training set, measured after each epoch, has fallen to 25 %.
 """
 
 import runpy
@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from alexnet_jax.analysis.study import study
 from alexnet_jax.errors import UsageError
-from alexnet_jax.study import study
 
 CONVNETS = runpy.run_path(str(Path(__file__).parents[1] / "cifar10_2012.py"))
 RATES = {"relu": (0.0003, 0.001, 0.003, 0.01), "tanh": (0.003, 0.01, 0.03)}
@@ -29,7 +29,7 @@ TARGET = 0.25
 
 
 def base() -> ConfigDict:
-    """The network without regularization, until it has learnt."""
+    """The network without regularization, trained until it reaches the target error."""
     config = CONVNETS["get_config"]("19pct")
     for name in config.model.layer_order:
         config.model.layers[name].weight_decay = 0.0
@@ -46,7 +46,7 @@ def base() -> ConfigDict:
 
 
 def get_config(which: str = "best") -> ConfigDict:
-    """The comparison, or the search for its rates."""
+    """The comparison (`best`), or the search for its learning rates (`rates`)."""
     if which == "best":
         variants = {name: changes(name, rate) for name, rate in BEST.items()}
         seeds, config = (0, 1, 2), base()
@@ -60,7 +60,7 @@ def get_config(which: str = "best") -> ConfigDict:
         config.num_epochs, config.stop_at_error = TUNING_EPOCHS, 0.0
     else:
         raise UsageError(f"{which!r}: use best or rates")
-    # The base changes nothing: its rate is that of the first.
+    # The first variant is what the others are compared with: its changes go into the base.
     first = next(iter(variants))
     config.update_from_flattened_dict(variants[first])
     if which == "rates":
@@ -78,5 +78,5 @@ def get_config(which: str = "best") -> ConfigDict:
 
 
 def changes(activation: str, rate: float) -> dict[str, object]:
-    """The fields of a variant."""
+    """The fields that a variant changes."""
     return {"model.activation": activation, "optimizer.learning_rate": rate}

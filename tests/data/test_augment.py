@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from alexnet_jax.config.fields import IMAGENET_EIGENVECTORS
 from alexnet_jax.data import augment
 from alexnet_jax.errors import UsageError
 from tests.support import tiny_config
@@ -106,7 +107,7 @@ def test_ten_views_start_at_the_corners_and_the_centre():
 
 
 def test_the_published_components_are_orthonormal():
-    p = np.array(augment.IMAGENET_EIGENVECTORS)
+    p = np.array(IMAGENET_EIGENVECTORS)
     np.testing.assert_allclose(p.T @ p, np.eye(3), atol=1e-6)
 
 

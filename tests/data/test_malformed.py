@@ -1,4 +1,4 @@
-"""Images that are none: named, or replaced and counted; never a crash, a hang or a silent loss."""
+"""Files that are not images: named, or replaced and counted; no crash, hang or silent loss."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from PIL import Image
 from alexnet_jax.data import augment, pipeline
 from alexnet_jax.data.decode import pixels
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import open_source
+from alexnet_jax.data.sources import open_source, open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import train_and_evaluate
+from alexnet_jax.train.loop import train_and_evaluate
 from tests.data.test_pipeline import data_config
 from tests.support import png_folder
-from tests.test_train import lines, log, short_config
+from tests.train.test_train import lines, log, short_config
 
 FORMATS = {
     "jpeg": ("RGB", dict(format="JPEG", quality=90)),
@@ -228,7 +228,7 @@ def test_the_next_in_order_takes_its_place_wherever_reading_begins(tmp_path):
                 Path(source.describe(index)).parent.name for index in got
             ]
             flip = augment.draws(5, epoch, 40, config).flip[got][:, None, None, None]
-            squares = pipeline.squares(source, config, got)
+            squares, _ = source.squares(config)(got)
             np.testing.assert_array_equal(
                 batch["image"], np.where(flip, squares[:, :, ::-1], squares)
             )
@@ -268,7 +268,7 @@ def test_a_prepared_set_holds_the_readable_ones(tmp_path):
     squares = open_source(f"prepared:{tmp_path / 'prepared'}", "train")
     assert squares.num_examples == 38
     rows = [i for i in range(40) if i not in (3, 17)]
-    image, label = squares.read(np.arange(38))
+    image, label = squares.squares(config)(np.arange(38))
     batches = list(pipeline.eval_batches(source, config, batch_size=40))
     np.testing.assert_array_equal(image, batches[0]["image"][rows])
     np.testing.assert_array_equal(label, batches[0]["label"][rows])
@@ -277,13 +277,20 @@ def test_a_prepared_set_holds_the_readable_ones(tmp_path):
 
 
 def test_a_run_counts_them_and_names_each_once(tmp_path):
-    bad_folder(tmp_path / "images", {3, 17, 39}, train=160)
+    png_folder(tmp_path / "images", train=160)
     config = short_config()
     config.data.source, config.data.max_unreadable = f"folder:{tmp_path / 'images'}", 3
-    config.evaluate.splits = ("train", "test")
+    config.evaluate.splits = ("train", "validation")
     config.num_epochs = 2.0
+    bad = {"train": (3, 17, 39), "validation": (2,), "test": (5, 0)}
+    sources = open_sources(config)
+    places = [sources[split].describe(index) for split in bad for index in bad[split]]
+    for place in places:
+        Path(place).write_text("no image")
     result = train_and_evaluate(config, tmp_path / "run")
-    assert result["train"]["num_examples"] == 157 and result["test"]["num_examples"] == 8
+    counted = {split: result[split]["num_examples"] for split in bad}
+    assert counted == {"train": 144 - 3, "validation": 16 - 1, "test": 8 - 2}
     assert [line for line in lines(tmp_path / "run") if "unreadable" in line][-1]["unreadable"] == 3
-    warned = [line["warning"] for line in log(tmp_path / "run") if line["split"] == "warning"]
-    assert len(warned) == 3 and all("another takes its place" in line for line in warned)
+    warned = [line["warning"] for line in log(tmp_path / "run") if line["event"] == "warning"]
+    assert sorted(line.partition(": ")[0] for line in warned) == sorted(places)
+    assert all(line.endswith("; another takes its place") for line in warned)

@@ -179,10 +179,11 @@ def test_some_squares_are_those_of_the_whole_test(folder, prepared):
     chosen = np.array([7, 0, 11, 7])
     (batch,) = pipeline.eval_batches(original, config, batch_size=12)
     for source in (original, open_source(f"prepared:{prepared}", "train")):
-        found = pipeline.squares(source, config, chosen)
-        np.testing.assert_array_equal(found, batch["image"][chosen])
+        images, labels = source.squares(config)(chosen)
+        np.testing.assert_array_equal(images, batch["image"][chosen])
+        np.testing.assert_array_equal(labels, batch["label"][chosen])
     with pytest.raises(UsageError, match=r"image_size is 20"):
-        pipeline.squares(source, data_config(image_size=20), chosen)
+        source.squares(data_config(image_size=20))
 
 
 def test_the_numbers_of_a_batch_are_known_without_reading_it(folder):
@@ -365,19 +366,28 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_source
 from tests.support import tiny_config
 
+reading = []
+
 class Slow:
     def __init__(self, source): self.source = source
     def __getattr__(self, name): return getattr(self.source, name)
-    def read(self, indices):
-        time.sleep(0.3)
-        return self.source.read(indices)
+    def squares(self, config):
+        read = self.source.squares(config)
+        def slowly(indices):
+            reading.append(1)
+            time.sleep(0.3)
+            squares = read(indices)
+            reading.pop()
+            return squares
+        return slowly
 
 source = Slow(open_source("digits", "train"))
 batches = pipeline.train_batches(source, tiny_config().data, seed=0, batch_size=64)
 next(batches)
+assert reading
 """
     root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, cwd=root)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=root)
 
 
 @pytest.mark.parametrize("rule", ["source", "paper"])
@@ -444,9 +454,10 @@ def test_an_image_that_ends_early_is_named(tmp_path, suffix):
     ("change", "says"),
     [
         ({"crop_size": 41}, "crop_size 41 does not fit"),
-        ({"pad": -1, "crop_size": 30}, "pad -1"),
-        ({"pad": 32}, "pad 32"),
-        ({"resize": "long_side"}, "resize is 'long_side'"),
+        ({"pad": -1, "crop_size": 30}, r"config\.data\.pad = -1: must be at least 0"),
+        ({"pad": 32}, r"config\.data\.pad = 32: must be less than data\.image_size"),
+        ({"resize": "long_side"}, r"config\.data\.resize = 'long_side'"),
+        ({"shrink": "cubic"}, r"config\.data\.shrink = 'cubic'"),
     ],
 )
 def test_values_that_do_not_fit_are_errors_before_the_first_batch(change, says):

@@ -27,7 +27,7 @@ def test_digits_are_scikit_learns_split_in_two():
     order = np.random.Generator(np.random.Philox(0)).permutation(1797)
     for split, count, expected in (("train", 1437, order[:1437]), ("test", 360, order[1437:])):
         source = open_source("digits", split)
-        assert (source.num_examples, source.num_classes) == (count, 10)
+        assert (source.num_examples, len(source.class_names)) == (count, 10)
         encoded, labels = source.read(np.arange(count))
         rows = [int(source.describe(i).split()[-1]) for i in range(count)]
         np.testing.assert_array_equal(rows, expected)
@@ -106,8 +106,10 @@ def test_a_run_has_the_splits_and_the_classes_of_its_folder(tmp_path):
     assert fitted.model.num_classes == fitted.model.layers.fc8.features == 3
     assert config.model.num_classes == config.model.layers.fc8.features == 10
     sources = open_sources(fitted)
-    assert {name: s.num_examples for name, s in sources.items()} == {"train": 9, "test": 6}
-    assert all(f"/{name}/" in f for name, s in sources.items() for f in s.files)
+    counts = {name: source.num_examples for name, source in sources.items()}
+    assert counts == {"train": 8, "validation": 1, "test": 6}
+    folders = {"train": "train", "validation": "train", "test": "test"}
+    assert all(f"/{folders[name]}/" in f for name, s in sources.items() for f in s.files)
     config.data.source = "digits"
     assert fit_classes(config) is config
 
@@ -137,7 +139,7 @@ def test_tfds_reads_what_tensorflow_reads():
         feature = tf.train.Example.FromString(record).features.feature
         assert feature["image"].bytes_list.value[0] == image
         assert feature["label"].int64_list.value[0] == label
-    assert source.num_examples == 800 and source.num_classes == 1000
+    assert source.num_examples == 800 and len(source.class_names) == 1000
 
 
 def test_a_missing_data_set_says_what_to_run(tmp_path, monkeypatch):
@@ -206,7 +208,7 @@ def test_records_are_found_across_shards(shards, monkeypatch, split, rows):
     root, examples = shards
     monkeypatch.setenv("TFDS_DATA_DIR", str(root))
     source = open_source("tfds:tiny", split)
-    assert (source.num_examples, source.num_classes) == (len(rows), 3)
+    assert (source.num_examples, len(source.class_names)) == (len(rows), 3)
     assert source.name == "tfds:tiny:1.0.0" and source.class_names == ("x", "y", "z")
     shuffled = np.random.default_rng(1).permutation(len(rows))
     encoded, labels = source.read(shuffled)
@@ -327,7 +329,7 @@ def test_one_flipped_bit_in_a_record_is_found(shards, tmp_path, monkeypatch):
         shard.write_bytes(broken)
         assert len(source.read(np.arange(9))[0]) == 9
         with pytest.raises(
-            UsageError, match=rf"{shard.name}, byte {source.offset[9]}: other bytes"
+            UsageError, match=rf"{shard.name}, byte {source.offset[9]}: the checksum does not match"
         ):
             source.read(np.array([9]))
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax import inputs
-from alexnet_jax.data import statistics
+from alexnet_jax.data import inputs, statistics
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from tests.support import png_folder, tiny_config

@@ -2,12 +2,14 @@
 
 import os
 
+import numpy as np
 import pytest
 
-from alexnet_jax.data import statistics
-from alexnet_jax.data.sources import open_source
+from alexnet_jax.data import inputs, statistics
+from alexnet_jax.data.sources import Subset, open_source
 from tests.data.test_pipeline import data_config
-from tests.support import png_folder
+from tests.data.test_protocol import Arrays
+from tests.support import png_folder, tiny_config
 
 
 @pytest.fixture
@@ -62,3 +64,18 @@ def test_files_of_the_same_names_times_and_sizes_in_another_folder_are_others(fo
         monkeypatch.chdir(place)
         keys.append(key("."))
     assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("source", [Arrays(), open_source("digits", "train")], ids=lambda s: s.name)
+def test_images_in_memory_have_no_key(source):
+    """Nothing but their pixels tells two arrays of the same name and size from one another."""
+    for part in (source, Subset(source, np.arange(10), "part")):
+        assert statistics.key(part, data_config()) is None
+
+
+def test_statistics_of_images_in_memory_are_computed_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "kept"))
+    config = tiny_config()
+    found = [inputs.compute_statistics(config, tmp_path / f"{run}.npz") for run in "ab"]
+    assert found[0].num_examples == 1437 - 144 and not (tmp_path / "kept").exists()
+    np.testing.assert_array_equal(found[0].mean_image, found[1].mean_image)

@@ -1,0 +1,1 @@
+"""Everything that is computed from runs: tables, figures, pages, studies; and diagnostics."""

@@ -1,0 +1,207 @@
+"""Figures drawn with matplotlib; the same logs always give the same bytes."""
+
+import io
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from ml_collections import ConfigDict
+
+from alexnet_jax.analysis.comparison import Row, training_curve
+from alexnet_jax.train.drawing import COLOURS, FAINT, INK, STYLE
+from alexnet_jax.train.events import Evaluation, Event, TrainingMean
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, without a date or random names, so that equal figures are equal bytes.
+
+    It is scaled down to the width of what surrounds it, such as a notebook on a phone.
+    """
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "alexnet_jax"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue().replace(b"<svg ", b'<svg style="max-width: 100%; height: auto" ', 1)
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel, sizes in inches; not by pyplot, which would keep it in memory."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def study_figure(config: ConfigDict, folder: Path, table: Iterable[Row]) -> Figure:
+    """Differences from the base with their intervals, or curves down to the target."""
+    with matplotlib.rc_context(STYLE):
+        if config.measure == "epochs_to_error":
+            return _curves(config, folder)
+        return _differences(config, list(table))
+
+
+def run_curve(events: list[Event], name: str) -> Figure:
+    """`loss` or `top1_error` of one run against epochs.
+
+    One curve is the mean of the training steps, the others are evaluations of whole splits.
+    """
+    factor, label = (1, "loss") if name == "loss" else (100, "top-1 error, %")
+    with matplotlib.rc_context(STYLE):
+        figure, axis = _panel(5, 3.4)
+        for number, (text, curve) in enumerate(_series(events, name).items()):
+            epochs, values = list(curve), [factor * value for value in curve.values()]
+            style = "-" if text == TRAINING else "o-"
+            axis.plot(
+                epochs, values, style, color=COLOURS[number], markersize=4, linewidth=1, label=text
+            )
+        axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
+        axis.legend(fontsize=8, frameon=False)
+        return figure
+
+
+TRAINING = "mean of training steps"
+
+
+def _series(events: list[Event], name: str) -> dict[str, dict[float, float]]:
+    """A metric by epoch, for the training steps and for the evaluations of each split."""
+    found: dict[str, dict[float, float]] = {TRAINING: {}}
+    for event in events:
+        if isinstance(event, TrainingMean):
+            found[TRAINING][event.epoch] = getattr(event, name)
+        elif isinstance(event, Evaluation):
+            found.setdefault(f"{event.split} images", {})[event.epoch] = getattr(event, name)
+    return found
+
+
+def study_curves(logs: dict[str, list[list[Event]]], measure: str) -> Figure:
+    """`loss` or `top1_error`, one panel per variant: the mean of its seeds and their range."""
+    factor, text = (1, "loss") if measure == "loss" else (100, "top-1 error, %")
+    with matplotlib.rc_context(STYLE):
+        columns = min(len(logs), 4)
+        height = -(-len(logs) // columns)
+        figure = Figure(figsize=(2.4 * columns, 2.0 * height), layout="constrained")
+        axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, (name, runs) in zip(axes.flat, logs.items(), strict=False):
+            series = [_series(events, measure) for events in runs]
+            for number, label in enumerate(dict.fromkeys(key for one in series for key in one)):
+                curves = [one[label] for one in series if label in one]
+                epochs = sorted({epoch for curve in curves for epoch in curve})
+                there = [[factor * c[e] for c in curves if e in c] for e in epochs]
+                if not epochs:
+                    continue
+                axis.fill_between(
+                    epochs, [min(v) for v in there], [max(v) for v in there],
+                    color=COLOURS[number], alpha=0.25, linewidth=0,
+                )  # fmt: skip
+                axis.plot(
+                    epochs, [np.mean(v) for v in there], color=COLOURS[number], linewidth=1.2,
+                    marker="" if label == TRAINING else "o", markersize=3, label=label,
+                )  # fmt: skip
+            axis.set_title(name, fontsize=9)
+            axis.set_ylim(0, None)
+        for axis in axes.flat[len(logs) :]:
+            axis.set_axis_off()
+        if axes[0, 0].lines:
+            axes[0, 0].legend(fontsize=7, frameon=False)
+        figure.supxlabel("epoch", fontsize=9)
+        figure.supylabel(text, fontsize=9)
+        return figure
+
+
+def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
+    """Rows are true classes, columns predicted ones; colours are shares of a row.
+
+    Up to 20 classes, counts are written into the cells.
+    """
+    with matplotlib.rc_context(STYLE):
+        side = 2.2 + 0.4 * len(names)
+        figure, axis = _panel(side + 1, side)
+        shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        shown = axis.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(names)), names)
+        axis.set(xlabel="predicted class", ylabel="true class")
+        axis.spines[:].set_visible(False)
+        for (row, column), times in np.ndenumerate(matrix):
+            if times and len(names) <= 20:
+                axis.text(
+                    column, row, times, ha="center", va="center", fontsize=8,
+                    color="white" if shares[row, column] > 0.5 else INK,
+                )  # fmt: skip
+        figure.colorbar(shown, ax=axis, label="% of the class", shrink=0.7)
+        return figure
+
+
+def _differences(config: ConfigDict, table: list[Row]) -> Figure:
+    shown = [(row, row.difference) for row in table if row.difference is not None]
+    figure, axis = _panel(7, 1.4 + 0.36 * max(len(shown), 1))
+    base = next(row for row in table if not dict(config.variants)[row.name])
+    # A variant that does not learn at all would compress the scale: it is an arrow at the edge.
+    sizes = sorted(abs(difference[0]) for _, difference in shown)
+    most = 3 * sizes[-2] if len(sizes) > 2 else math.inf
+    ends = [x for _, difference in shown if abs(difference[0]) <= most for x in difference]
+    reach = 1.1 * max((abs(x) for x in ends if x is not None), default=1.0)
+    for place, (row, (mean, low, high)) in enumerate(reversed(shown)):
+        colour = COLOURS[0] if row.real else FAINT
+        if abs(mean) > most:
+            edge = math.copysign(reach, mean)
+            axis.annotate(
+                f"{mean:+.1f}", (edge, place), (0.8 * edge, place), color=colour, fontsize=9,
+                ha="center", va="center", arrowprops={"arrowstyle": "->", "color": colour},
+            )  # fmt: skip
+            continue
+        if low is not None and high is not None:
+            axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
+        axis.plot(mean, place, "o", color=colour, markersize=6)
+        for seed, value in row.values.items():
+            if seed in base.values:
+                axis.plot(value - base.values[seed], place, "|", color=colour, markersize=8)
+        if row.paper is not None:
+            axis.plot(
+                row.paper, place, "D", markerfacecolor="white", color=COLOURS[1], markersize=6
+            )
+    axis.axvline(0, color=INK, linewidth=0.8)
+    if any(size > most for size in sizes):
+        axis.set_xlim(-reach, reach)
+    axis.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
+    axis.set_ylim(-0.6, len(shown) - 0.4)
+    mean = "" if base.mean is None else f" ({base.mean:.1f} %)"
+    kind = "training" if config.measure == "train_error" else "test"
+    axis.set_xlabel(f"difference in {kind} error from {base.name}{mean}, points")
+    axis.set_title(config.title, fontsize=10, loc="left")
+    handles = [
+        Line2D([], [], color=FAINT, marker="o", linewidth=2, label="within noise, or one seed"),
+        Line2D([], [], color=INK, marker="|", linestyle="", label="each seed"),
+    ]
+    if any(row.real for row, _ in shown):
+        handles.insert(
+            0, Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval")
+        )
+    if any(row.paper is not None for row, _ in shown):
+        handles.append(
+            Line2D([], [], color=COLOURS[1], marker="D", linestyle="", markerfacecolor="white",
+                   label="the paper, on ImageNet")
+        )  # fmt: skip
+    figure.legend(handles=handles, fontsize=8, frameon=False, ncols=4, loc="outside lower center")
+    return figure
+
+
+def _curves(config: ConfigDict, folder: Path) -> Figure:
+    figure, axis = _panel(7, 3.8)
+    for number, (name, _) in enumerate(config.variants):
+        colour = COLOURS[number % len(COLOURS)]
+        label: str | None = name
+        for seed in config.seeds:
+            curve = training_curve(folder / name / f"seed-{seed}")
+            if curve:
+                epochs, errors = np.array(curve).T
+                axis.plot(epochs, 100 * errors, color=colour, linewidth=1.5, alpha=0.8, label=label)
+                label = None
+    axis.axhline(100 * config.target, color=INK, linewidth=0.8, linestyle=":")
+    axis.set(xlabel="epoch", ylabel="training error, %", ylim=(0, None), xlim=(0, None))
+    axis.set_title(config.title, fontsize=10, loc="left")
+    if axis.lines[1:]:
+        axis.legend(fontsize=8, frameon=False)
+    return figure

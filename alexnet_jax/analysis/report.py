@@ -1,0 +1,372 @@
+"""One self-contained page for a run or a study: `report.html`, readable without a network."""
+
+import base64
+import dataclasses
+import io
+import json
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from PIL import Image
+
+from alexnet_jax.analysis import comparison, figures, study
+from alexnet_jax.config import default, leaves
+from alexnet_jax.data.classes import five_best
+from alexnet_jax.errors import UsageError
+from alexnet_jax.train import drawing, log
+from alexnet_jax.train.events import Evaluation, Event, TrainingMean, Warned, to_json
+
+PREDICTIONS = 8
+NEIGHBOURS = 6
+QUERIES = 5
+_MOST_FEATURES = 10_000
+"""Number of training images, from the first on, among which neighbours are searched."""
+_MOST_CLASSES = 40
+"""Largest number of classes of which the confusion matrix is drawn; the pairs are always listed."""
+
+
+def write(folder: Path) -> Path:
+    """Writes `report.html` into a workdir or the folder of a study.
+
+    Raises:
+      UsageError: it is neither.
+    """
+    if (folder / "study.json").is_file():
+        page = study_page(folder)
+    elif (folder / "config.json").is_file():
+        page = run_page(folder)
+    else:
+        raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
+    path = folder / "report.html"
+    path.write_text(page)
+    return path
+
+
+def run_page(workdir: Path) -> str:
+    """The page of a run: curves, kernels, predictions, neighbours, confusion, config."""
+    from alexnet_jax.train.network import config_of
+
+    config = config_of(workdir)
+    events = log.read(workdir)
+    env, result = _json(workdir / "env.json"), _json(workdir / "result.json")
+    about: dict[str, Any] = {"images": None, "why_not": ""}
+    try:
+        about["images"] = seen_images(config, workdir)
+    except UsageError as error:
+        about["why_not"] = str(error)
+    return _render(
+        "run.html",
+        title=workdir.resolve().name,
+        summary=summary(config, env, events),
+        results=results(result, events),
+        warnings=[event.warning for event in events if isinstance(event, Warned)],
+        curves=[picture(figures.run_curve(events, name)) for name in ("loss", "top1_error")],
+        changed=changed_fields(config),
+        config=config.to_json(indent=2),
+        env=json.dumps(env, indent=2),
+        command=command(env),
+        **about,
+    )
+
+
+def study_page(folder: Path) -> str:
+    """The page of a study: its table, its figure, the curves of every variant."""
+    try:
+        content = json.loads((folder / "study.json").read_text())
+        config = study.from_json(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{folder / 'study.json'} is not a study: {error}") from error
+    table = comparison.rows(config, folder)
+    logs = {
+        name: [
+            events
+            for seed in config.seeds
+            if (events := log.read(folder / name / f"seed-{seed}", missing=True))
+        ]
+        for name, _ in config.variants
+    }
+    environments = [
+        _json(folder / name / f"seed-{seed}" / "env.json") for name, seed in study.runs(config)
+    ]
+    env = next((env for env in environments if env), {})
+    return _render(
+        "study.html",
+        title=config.title,
+        header=comparison.header(config),
+        rows=comparison.cells(config, table),
+        note=comparison.NOTE,
+        seeds=", ".join(map(str, config.seeds)),
+        figure=picture(figures.study_figure(config, folder, table)),
+        curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],
+        variants=[(name, changes) for name, changes in config.variants],
+        changed=changed_fields(config.base),
+        config=config.base.to_json(indent=2),
+        env=json.dumps(env, indent=2),
+        command=command(env),
+    )
+
+
+# --------------------------------------------------------------------------- text
+
+
+def summary(config: ConfigDict, env: dict, events: list[Event]) -> list[tuple[str, str]]:
+    """The facts of a run, as (name, text)."""
+    steps = max((event.step for event in events), default=0)
+    measured = [x for x in events if isinstance(x, (TrainingMean, Evaluation))]
+    epochs = max((event.epoch for event in measured), default=0)
+    packages = env.get("packages", {})
+    return [
+        ("data", f"{config.data.source}, {config.model.num_classes} classes"),
+        ("network", f"{config.model.towers} tower{'s' if config.model.towers > 1 else ''}, "
+                    f"width {config.model.width:g}, {config.data.crop_size} pixel crops"),
+        ("trained", f"{steps} steps, {epochs:g} epochs of batches of {config.batch_size}"),
+        ("seed", str(config.seed)),
+        ("placement", env.get("placement", "unknown")),
+        ("versions", ", ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax")
+                               if name in packages) or "unknown"),
+        ("revision", env.get("git_revision", "")[:12] + (" with changes" if env.get("git_dirty")
+                                                         else "") or "unknown"),
+    ]  # fmt: skip
+
+
+def results(result: dict, events: list[Event]) -> list[tuple[str, str, str, str]]:
+    """(split, views, top-1 error, top-5 error), the errors in percent.
+
+    They are those of `result.json`, or of the last evaluation in the log for other splits.
+    """
+    rows = []
+    for split in ("test", "validation", "train"):
+        fields: dict[str, Any] = result.get(split) or next(
+            (
+                to_json(x)
+                for x in reversed(events)
+                if isinstance(x, Evaluation) and x.split == split
+            ),
+            {},
+        )
+        for views in (1, 9, 10):
+            name = "" if views == 1 else f"_{views}_views"
+            if f"top1_error{name}" in fields:
+                errors = [f"{100 * fields[f'top{k}_error{name}']:.2f}" for k in (1, 5)]
+                rows.append((f"{split}, {fields['num_examples']} images", str(views), *errors))
+    return rows
+
+
+def changed_fields(config: ConfigDict) -> list[tuple[str, str, str]]:
+    """(field, value, default) of the fields that differ from the default.
+
+    The default is empty for layers that the default network does not have.
+    """
+    now, before = dict(leaves(config)), dict(leaves(default()))
+    return [
+        (name, json.dumps(now[name]), json.dumps(before[name]) if name in before else "")
+        for name in now
+        if now[name] != before.get(name, ...)
+    ]
+
+
+def command(env: dict) -> str:
+    """The command of a run, to be typed again."""
+    words = env.get("command", [])
+    if not words:
+        return "unknown"
+    first = "python -m alexnet_jax" if words[0] == "__main__.py" else words[0]
+    # One flag per line, which fits the screen of a phone.
+    verb = " ".join([first, *words[1:2]])
+    return " \\\n    ".join([verb, *map(shlex.quote, words[2:])])
+
+
+# --------------------------------------------------------------------------- images
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a page shows that needs the checkpoint and the images; pictures are data URIs.
+
+    Attributes:
+      kernels: a picture of the kernels of the first layer.
+      colour: the mean share of colour in the kernels of each tower, as text.
+      predictions: (picture, class, [(class, percent, whether it is the true one)]).
+      neighbours: (picture, class, [(picture, class)]), nearest first.
+      confusion: a picture of the confusion matrix, or None with many classes.
+      pairs: (true class, predicted class, count, images of the true class), most frequent first.
+      examples: the number of test images.
+    """
+
+    kernels: str
+    colour: list[str]
+    predictions: list[tuple[str, str, list[tuple[str, float, bool]]]]
+    neighbours: list[tuple[str, str, list[tuple[str, str]]]]
+    confusion: str | None
+    pairs: list[tuple[str, str, int, int]]
+    examples: int
+
+
+def seen_images(config: ConfigDict, workdir: Path) -> Seen:
+    """Runs the newest checkpoint over the test images and some of the training images.
+
+    Raises:
+      UsageError: no checkpoint is whole, or the data set is missing.
+    """
+    from alexnet_jax.data.sources import open_sources
+    from alexnet_jax.train.network import load
+
+    sources = open_sources(config)
+    run = load(config, workdir)
+    test = features_of(run, sources["test"], None)
+    train = features_of(run, sources["train"], _MOST_FEATURES)
+    names = run.class_names
+    matrix = confusion(test.label, test.probabilities.argmax(1), len(names))
+    rng = np.random.default_rng(0)
+    shown = rng.permutation(len(test.label))[:PREDICTIONS]
+    asked = rng.permutation(len(test.label))[:QUERIES]
+    near = {int(i): nearest(test.features[i], train.features, NEIGHBOURS) for i in asked}
+    of_test = thumbnails(config, sources["test"], test.index[np.union1d(shown, asked)])
+    of_train = thumbnails(
+        config, sources["train"], train.index[np.unique(np.concatenate(list(near.values())))]
+    )
+    kernels = run.params[run.tower.layers[0].name]["kernel"]
+    shares = colour_share(kernels)
+    return Seen(
+        kernels=picture(drawing.kernels(kernels)),
+        colour=[f"of tower {i}: {100 * x.mean():.0f} %" for i, x in enumerate(shares, 1)],
+        predictions=[
+            (of_test[int(test.index[i])], names[test.label[i]],
+             five_best(test.probabilities[i], names, int(test.label[i])))
+            for i in shown
+        ],
+        neighbours=[
+            (of_test[int(test.index[i])], names[test.label[i]],
+             [(of_train[int(train.index[j])], names[train.label[j]]) for j in found])
+            for i, found in near.items()
+        ],
+        confusion=None if len(names) > _MOST_CLASSES else picture(figures.confusion(matrix, names)),
+        pairs=confused_pairs(matrix, names),
+        examples=len(test.label),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """Images: label and index `[n]`, probabilities `[n, classes]`, features `[n, units]`."""
+
+    label: np.ndarray
+    index: np.ndarray
+    probabilities: np.ndarray
+    features: np.ndarray
+
+
+def features_of(run: Any, source: Any, most: int | None) -> Features:
+    """Predictions and features for the images of a source, or for the first `most` of them."""
+    from alexnet_jax import parallel
+    from alexnet_jax.data import pipeline
+    from alexnet_jax.train import evaluate
+
+    placement = parallel.place(run.config)
+    step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
+    params = placement.put_towers(run.params)
+    size = evaluate.batch_size(run.config, 1, placement)
+    columns: dict[str, list[np.ndarray]] = {}
+    count = 0
+    for batch in pipeline.eval_batches(source, run.config.data, batch_size=size):
+        probabilities, features = parallel.to_host(step(params, placement.put_batch(batch)))
+        real = batch["mask"] > 0
+        for name, values in (
+            ("label", batch["label"]), ("index", batch["index"]), ("probabilities", probabilities),
+            ("features", np.concatenate(list(features), axis=-1)),
+        ):  # fmt: skip
+            columns.setdefault(name, []).append(values[real])
+        count += int(real.sum())
+        if most is not None and count >= most:
+            break
+    return Features(**{name: np.concatenate(parts)[:most] for name, parts in columns.items()})
+
+
+def colour_share(kernels_TxHxWx3xN: np.ndarray) -> np.ndarray:
+    """The share of colour in each kernel, `[towers, kernels]`, from 0 (grey) to 1.
+
+    It is the share of the sum of squares that remains after the mean over R, G and B is subtracted
+    from each pixel. Section 6.1 of the paper: one tower's kernels are largely colour-agnostic, the
+    other's colour-specific.
+    """
+    grey = kernels_TxHxWx3xN.mean(3, keepdims=True)
+    whole = np.square(kernels_TxHxWx3xN).sum((1, 2, 3))
+    colour = np.square(kernels_TxHxWx3xN - grey).sum((1, 2, 3))
+    return colour / np.maximum(whole, np.finfo(np.float32).tiny)
+
+
+def nearest(query_F: np.ndarray, features_NxF: np.ndarray, count: int) -> np.ndarray:
+    """The rows at the smallest Euclidean distance, nearest first (section 6.1 of the paper)."""
+    distance = np.square(features_NxF - query_F).sum(1)
+    return np.argsort(distance, kind="stable")[:count]
+
+
+def confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """The number of images by true (row) and predicted class, int `[classes, classes]`."""
+    matrix = np.zeros((classes, classes), int)
+    np.add.at(matrix, (label, predicted), 1)
+    return matrix
+
+
+def confused_pairs(
+    matrix: np.ndarray, names: tuple[str, ...], count: int = 10
+) -> list[tuple[str, str, int, int]]:
+    """The most frequent confusions; see `Seen.pairs`."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = [np.unravel_index(i, wrong.shape) for i in order]
+    totals = matrix.sum(1)
+    return [(names[a], names[b], int(wrong[a, b]), int(totals[a])) for a, b in pairs if wrong[a, b]]
+
+
+def thumbnails(config: ConfigDict, source: Any, indices: np.ndarray) -> dict[int, str]:
+    """The resized images, by index, as PNG of 64 to 128 pixels."""
+    squares, _ = source.squares(config.data)(indices)
+    found = {}
+    for index, square in zip(indices, squares, strict=True):
+        image = Image.fromarray(square)
+        times = max(1, -(-64 // square.shape[0]))
+        image = image.resize(
+            (square.shape[1] * times, square.shape[0] * times), Image.Resampling.NEAREST
+        )
+        image.thumbnail((128, 128))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        found[int(index)] = _uri("png", buffer.getvalue())
+    return found
+
+
+# --------------------------------------------------------------------------- HTML
+
+
+def picture(figure: Figure) -> str:
+    """A figure as a data URI, which needs no other file."""
+    return _uri("svg+xml", figures.svg(figure))
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _render(template: str, **values: Any) -> str:
+    loader = jinja2.FunctionLoader(
+        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text()
+    )
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}

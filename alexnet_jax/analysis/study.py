@@ -1,0 +1,214 @@
+"""Studies: several variants of one configuration, each run with several seeds and compared.
+
+A study is a configuration with `base` (a run), `variants` (the fields that each changes), `seeds`
+and what is measured; the files in `experiments/studies/` are examples. Every run has its own
+workdir, `FOLDER/VARIANT/seed-N`: the same command continues an interrupted study, several machines
+can share one, and the tables are made from the logs alone.
+"""
+
+import json
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from alexnet_jax.analysis import comparison, figures
+from alexnet_jax.config import completed, leaves, tuples, validate
+from alexnet_jax.config import from_json as from_json_file
+from alexnet_jax.data.sources import fit_classes
+from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.train.workdir import write_json
+
+MEASURES = ("test_error", "train_error", "epochs_to_error")
+
+
+def study(
+    base: ConfigDict,
+    variants: dict[str, dict[str, Any]],
+    seeds: Sequence[int],
+    *,
+    title: str,
+    measure: str = "test_error",
+    target: float = 0.0,
+    paper: dict[str, float] | None = None,
+) -> ConfigDict:
+    """The configuration of a study.
+
+    Args:
+      base: the configuration of a run. The others are compared with the variant that changes
+        nothing.
+      variants: the fields that each variant changes, by its name and in the order of the table:
+        `{"lrn-off": {"model.lrn.enabled": False}}`.
+      seeds: every variant is run with every seed; runs of the same seed are compared.
+      title: the title of the table and the figure.
+      measure: `test_error` or `train_error`: the final top-1 error over the whole split, in
+        percent; or `epochs_to_error`: the epoch at which the error on the whole training set first
+        falls to `target`.
+      target: a fraction, for `epochs_to_error`.
+      paper: what the paper reports, by variant: the difference from the base in percentage points,
+        or the ratio to the base for `epochs_to_error`.
+    """
+    config = ConfigDict()
+    config.title, config.measure, config.target = title, measure, target
+    config.base = base
+    config.seeds = tuple(seeds)
+    # Pairs, because the names of a ConfigDict must not contain dots.
+    config.variants = tuple((name, tuple(changes.items())) for name, changes in variants.items())
+    config.paper = tuple((paper or {}).items())
+    return config.lock()
+
+
+def from_json(content: dict[str, Any]) -> ConfigDict:
+    """The study whose `study.json` has this content."""
+    config = ConfigDict(tuples(content))
+    completed(config.base)
+    config.lock()
+    check(config)
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a study and the configurations of all its runs, before the first run starts.
+
+    Raises:
+      UsageError: the message names the field, and the variant where one is at fault.
+    """
+    for name in ("base", "variants", "seeds", "measure", "target", "paper", "title"):
+        if name not in config:
+            raise UsageError(
+                f"config.{name} is missing: this is not a study; see experiments/studies/"
+            )
+    if config.measure not in MEASURES:
+        raise UsageError(f"config.measure = {config.measure!r}: use one of {', '.join(MEASURES)}")
+    if not config.seeds or not config.variants:
+        raise UsageError("config.seeds and config.variants: a study needs at least one of each")
+    names = [name for name, _ in config.variants]
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or names.count(name) > 1:
+            raise UsageError(
+                f"config.variants: {name!r} is the name of a folder: use lower-case letters, "
+                "digits, - . _, and each name once"
+            )
+    if sum(not changes for _, changes in config.variants) != 1:
+        raise UsageError("config.variants: exactly one of them must change nothing: the base")
+    for name, _ in config.paper:
+        if name not in names:
+            raise UsageError(f"config.paper: {name!r} is not a variant")
+    for name, seed in runs(config):
+        try:
+            validate(run_config(config, name, seed))
+        except UsageError as error:
+            raise UsageError(f"variant {name!r}: {error}") from error
+
+
+def run_config(config: ConfigDict, variant: str, seed: int) -> ConfigDict:
+    """The configuration of one run.
+
+    Raises:
+      UsageError: the variant changes a field that does not exist.
+    """
+    run = config.base.copy_and_resolve_references()
+    changes = dict(dict(config.variants)[variant])
+    known = dict(leaves(run))
+    for field in changes:
+        if field not in known:
+            raise UsageError(f"variant {variant!r}: config.{field}: no such field")
+    run.unlock()
+    run.update_from_flattened_dict(changes)
+    run.seed = seed
+    return run.lock()
+
+
+def runs(config: ConfigDict) -> list[tuple[str, int]]:
+    """Every (variant, seed), seed by seed: an interrupted study can compare all variants."""
+    return [(name, seed) for seed in config.seeds for name, _ in config.variants]
+
+
+def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
+    """Runs everything that is not finished, one run after another.
+
+    A program is compiled once for all seeds, because the seed is one of its inputs.
+
+    Args:
+      config: the study.
+      folder: the folder of its runs.
+      part: (k, n): only every n-th run, from the k-th on, counted from 1.
+
+    Returns:
+      One line per run that failed; all others are finished.
+
+    Raises:
+      UsageError: the study is wrong, or a finished run has another configuration.
+      Stopped: a signal asked the run to stop.
+    """
+    from alexnet_jax.train.loop import train_and_evaluate
+
+    check(config)
+    failed = []
+    mine = runs(config)[part[0] - 1 :: part[1]]
+    for number, (variant, seed) in enumerate(mine, 1):
+        workdir = folder / variant / f"seed-{seed}"
+        wanted = fit_classes(run_config(config, variant, seed))
+        if finished(workdir):
+            _check_same(workdir, wanted)
+            continue
+        print(f"run {number} of {len(mine)}: {variant}, seed {seed}", file=sys.stderr, flush=True)
+        try:
+            train_and_evaluate(wanted, workdir)
+            (workdir / "failed.json").unlink(missing_ok=True)
+        except Stopped:
+            raise
+        except Exception as error:
+            # The other runs are still of use.
+            line = str(error).strip().partition("\n")[0] or type(error).__name__
+            failed.append(f"{variant}, seed {seed}: {line}")
+            print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(
+                workdir / "failed.json", {"error": line, "traceback": traceback.format_exc()}
+            )
+    return failed
+
+
+def finished(workdir: Path) -> bool:
+    """Whether the run in this folder has written its result."""
+    return (workdir / "result.json").is_file()
+
+
+def _check_same(workdir: Path, wanted: ConfigDict) -> None:
+    """Checks that a finished run is the one that the study describes."""
+    path = workdir / "config.json"
+    try:
+        before = dict(leaves(from_json_file(path.read_text(), str(path))))
+    except (OSError, UsageError) as error:
+        raise UsageError(f"{error}; remove {workdir}") from error
+    now = dict(leaves(wanted))
+    for name in sorted(before.keys() | now.keys()):
+        same = before.get(name) == now.get(name)
+        # These fields decide where a run is computed and how often it logs, not its result.
+        if not same and not name.startswith(("distributed.", "placement", "log_every", "warn_")):
+            raise UsageError(
+                f"{workdir} was run with config.{name} = {before.get(name)!r}, and the study "
+                f"says {now.get(name)!r}: remove it, or name another --workdir"
+            )
+
+
+def write(config: ConfigDict, folder: Path) -> str:
+    """Writes `table.md`, `table.csv` and `figure.png` from the logs, and `study.json`.
+
+    Returns:
+      The text of `table.md`.
+    """
+    check(config)
+    table = comparison.rows(config, folder)
+    text = comparison.markdown(config, table)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "study.json", json.loads(config.to_json()))
+    (folder / "table.md").write_text(text)
+    (folder / "table.csv").write_text(comparison.comma_separated(config, table))
+    figures.study_figure(config, folder, table).savefig(folder / "figure.png", dpi=120)
+    return text

@@ -1,0 +1,177 @@
+"""The flags of all verbs and their parsing: by absl, with one line per error."""
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from alexnet_jax.config.fields import suggestion
+from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import local
+
+EXAMPLE = "experiments/quickstart.py"
+_PATHS = {"workdir", "weights", "out"}
+
+_COUNT = {"lower_bound": 1}
+FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
+    "workdir": (flags.DEFINE_string, None, "The folder of the run or the study.", {}),
+    "step": (
+        flags.DEFINE_integer, 0, "The step of the checkpoint; 0: the newest.",
+        {"lower_bound": 0},
+    ),
+    "weights": (
+        flags.DEFINE_string, "",
+        "Instead of a workdir: a file of weights, .safetensors or .onnx.", {},
+    ),
+    "out": (flags.DEFINE_string, None, "The file or folder to write.", {}),
+    "views": (
+        flags.DEFINE_enum, "1", "Views per image: 1 is the centre crop; 9 or 10 adds the others.",
+        {"enum_values": ["1", "9", "10"]},
+    ),
+    "split": (
+        flags.DEFINE_enum, "test", "The split to evaluate.",
+        {"enum_values": ["test", "validation", "train"]},
+    ),
+    "json": (flags.DEFINE_bool, False, "One line of JSON per image, for programs.", {}),
+    "group": (
+        flags.DEFINE_string, "", "Only fields whose names begin with this, such as optimizer.", {},
+    ),
+    "markdown": (flags.DEFINE_bool, False, "A table in Markdown, for the documentation.", {}),
+    "images": (
+        flags.DEFINE_multi_string, [],
+        "Files, folders or patterns; the word --images is not needed.", {},
+    ),
+    "profile": (
+        flags.DEFINE_string, "", "M:N: trace steps M to N into WORKDIR/profile.", {},
+    ),
+    "part": (
+        flags.DEFINE_string, "1/1",
+        "K/N: run every N-th run from the K-th on, so that N machines share a study.", {},
+    ),
+    "table_only": (
+        flags.DEFINE_bool, False,
+        "Run nothing; write the table and the figure from the existing logs.", {},
+    ),
+    "until": (
+        flags.DEFINE_integer, 0,
+        "The last step to run again; 0: that of the first checkpoint in the log.",
+        {"lower_bound": 0},
+    ),
+    "exchange": (
+        flags.DEFINE_bool, False,
+        "Print what the devices send each other, as computed and as compiled.", {},
+    ),
+    "rounds": (flags.DEFINE_integer, 5, "The number of measurements of each quantity.", _COUNT),
+    "steps": (flags.DEFINE_integer, 5, "Training steps per measurement.", _COUNT),
+}  # fmt: skip
+
+
+def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = None) -> None:
+    if name == "config":
+        config_flags.DEFINE_config_file(
+            "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
+            flag_values=flag, sys_argv=["alexnet_jax", *(arguments or [])],
+        )  # fmt: skip
+    else:
+        define, default, text, more = FLAGS[name]
+        define(name, default, help=text, flag_values=flag, **more)
+
+
+def meaning(name: str) -> str:
+    """The meaning of a flag, for help."""
+    flag = flags.FlagValues()
+    _define(name, flag)
+    # absl adds a line to flags that may be repeated.
+    return flag[name].help.partition(";\n")[0]
+
+
+def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+    """Parses what was typed after a verb.
+
+    Args:
+      verb: the verb, for error messages.
+      names: the names of the flags that it takes.
+      arguments: the words that were typed.
+
+    Raises:
+      UsageError: a flag or a field is wrong; the message names it.
+    """
+    flag = flags.FlagValues()
+    for name in names:
+        _define(name, flag, arguments)
+    for argument in arguments:
+        name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
+        if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            raise UsageError(
+                f"--{name}: no such flag of {verb}; "
+                + (f"did you mean --{close[0]}?" if close else f"it has --{', --'.join(names)}")
+            )
+        if name == "config" and argument.startswith(("--config=", "-config=")):
+            path = Path(argument.split("=", 1)[1].split(":")[0])
+            if not path.is_file():
+                raise UsageError(f"--config={path}: no such file; {EXAMPLE} is one")
+    try:
+        rest = flag(["alexnet_jax", *arguments])[1:]
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(_plain(error, arguments)) from error
+    if "images" in names:
+        flag.images = [*flag.images, *rest]
+    elif rest:
+        raise UsageError(f"{rest[0]!r}: {verb} takes flags only; see `{verb} --help`")
+    for name in _PATHS & set(names):
+        if flag[name].present:
+            flag[name].value = str(local(flag[name].value or "", f"--{name}"))
+    for name in names:
+        # Where a verb takes a workdir or a file, it checks by itself that one is given.
+        if flag[name].value is None and not (name == "workdir" and "weights" in names):
+            raise UsageError(f"--{name} is missing; {verb} needs it: {flag[name].help}")
+    return flag
+
+
+def _plain(error: Exception, arguments: list[str]) -> str:
+    """An error of the parser as one line that names the field as it was typed."""
+    text = " ".join(str(error).split())
+    if "Traceback" in text:
+        # An error in a config file comes with its traceback; the last line is the error itself.
+        text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
+    if isinstance(error, (AttributeError, KeyError)):
+        # ml_collections names only the last part of the path.
+        words = set(re.findall(r"\w+", text))
+        typed = [a.lstrip("-").split("=")[0] for a in arguments if a.startswith("--config.")]
+        path = next((p for p in typed if words & set(p.split("."))), "config")
+        # A study holds a run as `base`.
+        prefix = "config.base." if path.startswith("config.base.") else "config."
+        hint = suggestion(path.removeprefix(prefix))
+        return f"{path}: no such field" + hint.replace("mean ", f"mean {prefix}")
+    return text
+
+
+def steps(text: str) -> tuple[int, int] | None:
+    """The first and the last step of `20:25`, or None for an empty text.
+
+    Raises:
+      UsageError: the text is anything else.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--profile={text}: give the first and the last step, such as 20:25")
+    return int(match[1]), int(match[2])
+
+
+def part(text: str) -> tuple[int, int]:
+    """The two numbers of `2/3`.
+
+    Raises:
+      UsageError: the text is anything else, or the first number is larger than the second.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
+    return int(match[1]), int(match[2])

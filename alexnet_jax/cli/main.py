@@ -1,0 +1,363 @@
+"""The command line: `python -m alexnet_jax VERB --flags`. Thin: flags, then one call.
+
+Exit codes: 0 done, 2 an error that the user can fix (one line on stderr), 3 another process of the
+same run was lost (start all of them again: they resume), 4 `verify` found a difference, 5 some runs
+of a study failed, 130 and 143 stopped by Ctrl-C or SIGTERM, 141 the reader of the output has closed
+it, 1 anything else. JAX and TensorFlow are imported by the verbs that need them, so that help is
+instant.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from alexnet_jax.cli import arguments
+from alexnet_jax.cli.arguments import EXAMPLE
+from alexnet_jax.errors import Stopped, UsageError
+
+LOST_ANOTHER = 3
+NOT_THE_SAME = 4
+FAILED = 5
+NOBODY_READS = 128 + 13  # a shell shows 128 + SIGPIPE
+
+
+def train(flag: flags.FlagValues) -> None:
+    """Train a network; the same command resumes where it stopped."""
+    config, workdir = flag.config, Path(flag.workdir)
+    profile = arguments.steps(flag.profile)
+    _start(config)
+    from alexnet_jax.train.loop import train_and_evaluate
+
+    result = train_and_evaluate(config, workdir, profile)
+    print(json.dumps(result, indent=2))
+
+
+def evaluate(flag: flags.FlagValues) -> None:
+    """Evaluate a trained network on a whole split: the centre crop, or nine or ten views."""
+    from alexnet_jax.train.network import config_of, evaluate_workdir
+
+    workdir = Path(flag.workdir)
+    config = config_of(workdir)
+    _start(config)
+    fields = evaluate_workdir(config, workdir, int(flag.views), flag.split, flag.step)
+    print(json.dumps(fields, indent=2))
+
+
+def verify(flag: flags.FlagValues) -> int:
+    """Run the first steps of a workdir again and compare losses and checksums with its log."""
+    from alexnet_jax.analysis.verify import verify as compare
+    from alexnet_jax.train.network import config_of
+
+    workdir = Path(flag.workdir)
+    config = config_of(workdir)
+    _start(config)
+    verdict = compare(config, workdir, flag.until)
+    print(verdict.text())
+    return 0 if verdict.same else NOT_THE_SAME
+
+
+def inspect(flag: flags.FlagValues) -> None:
+    """Print the layers (shapes, parameters, multiply-adds, exchange) and the conventions."""
+    if flag.exchange:
+        _start(flag.config)
+        from alexnet_jax.analysis.exchange import report
+
+        print(report(flag.config))
+        return
+    from alexnet_jax.analysis.inspect import convention_table, layer_table
+    from alexnet_jax.config import validate
+    from alexnet_jax.data.sources import fit_classes
+
+    config = fit_classes(flag.config)
+    validate(config)
+    print(layer_table(config))
+    print()
+    print(convention_table(config))
+
+
+def fields(flag: flags.FlagValues) -> None:
+    """Print every field of a configuration: default, range and meaning."""
+    from alexnet_jax.analysis.inspect import field_table
+
+    print(field_table(flag.group, flag.markdown))
+
+
+def statistics(flag: flags.FlagValues) -> None:
+    """Compute a data set's mean image and RGB principal components, for data.mean and colour."""
+    config, workdir = flag.config, Path(flag.workdir)
+    _start(config)
+    from alexnet_jax.data.inputs import STATISTICS, compute_statistics
+    from alexnet_jax.train.workdir import Writer
+
+    with Writer(workdir):
+        result = compute_statistics(config, workdir / STATISTICS)
+    print(f"wrote {workdir / STATISTICS}, from {result.num_examples} images. In a config:")
+    print(f"  data.channel_mean = {tuple(round(float(x), 4) for x in result.channel_mean)}")
+    print(f"  data.colour.stdevs = {tuple(round(float(x), 6) for x in result.stdevs)}")
+    rows = tuple(tuple(round(float(x), 8) for x in row) for row in result.eigenvectors)
+    print(f"  data.colour.eigenvectors = {rows}")
+
+
+def prepare(flag: flags.FlagValues) -> None:
+    """Decode and resize a data set once, for runs with --config.data.source=prepared:OUT."""
+    config, out = flag.config, Path(flag.out)
+    _start(config)
+    from alexnet_jax.data.prepare import prepare as prepare_split
+    from alexnet_jax.data.sources import open_source
+
+    data = config.data
+    # Without a validation split, runs hold out a share of the prepared training images.
+    splits = (data.train_split, data.validation_split, data.test_split)
+    for split in dict.fromkeys(filter(None, splits)):
+
+        def show(done: int, total: int, split: str = split) -> None:
+            if done == total or done % 100_000 < 64:
+                print(f"{split}: {done} of {total} images", file=sys.stderr, flush=True)
+
+        source = open_source(data.source, split, data.test_fraction)
+        prepare_split(source, data, out / split, show)
+    print(f"wrote {out}; train with --config.data.source=prepared:{out}")
+
+
+def bench(flag: flags.FlagValues) -> None:
+    """Measure the training step, the forward pass and the input of a config on this machine."""
+    _start(flag.config)
+    from alexnet_jax.analysis import bench as benchmark
+
+    print(benchmark.table(benchmark.run(flag.config, flag.rounds, flag.steps)))
+
+
+def study(flag: flags.FlagValues) -> int:
+    """Run all variants with all seeds, except finished runs; write the table and the figure."""
+    config, folder = flag.config, Path(flag.workdir)
+    from alexnet_jax.analysis import study as studies
+
+    studies.check(config)
+    part = arguments.part(flag.part)
+    failed = []
+    if not flag.table_only:
+        _start(config.base)
+        failed = studies.run(config, folder, part)
+    print(studies.write(config, folder))
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return FAILED if failed else 0
+
+
+def report(flag: flags.FlagValues) -> None:
+    """Write one page about a run or a study: curves, kernels, predictions, confusions."""
+    from alexnet_jax.analysis import report as pages
+    from alexnet_jax.train.network import config_of
+
+    workdir = Path(flag.workdir)
+    if (workdir / "config.json").is_file():
+        _start(config_of(workdir))
+    print(f"wrote {pages.write(workdir)}")
+
+
+def predict(flag: flags.FlagValues) -> None:
+    """Print the five most probable classes of images."""
+    from alexnet_jax.analysis import predict as prediction
+    from alexnet_jax.data.classes import best
+
+    paths = prediction.image_paths(flag.images)
+    network = _network(flag)
+    write = prediction.as_json if flag.json else prediction.as_text
+    for path, probabilities in prediction.predict(network, paths, int(flag.views)):
+        print(write(path, best(probabilities, network.class_names)), flush=True)
+
+
+def export(flag: flags.FlagValues) -> None:
+    """Write a network, of a workdir or a file, as OUT.safetensors or OUT.onnx."""
+    from alexnet_jax.weights import files
+
+    out = Path(flag.out)
+    if out.suffix not in files.SUFFIXES:
+        raise UsageError(f"--out={out}: use one of {', '.join(files.SUFFIXES)}")
+    files.write(_network(flag).column(), out)
+    print(f"wrote {out}")
+
+
+def doctor(flag: flags.FlagValues) -> int:
+    """Print versions, devices, placement and data sets, and how to install what is missing."""
+    del flag
+    from alexnet_jax.analysis import doctor as examination
+
+    found = examination.examine()
+    print(examination.table(found))
+    return 2 if any(finding.advice and finding.needed for finding in found) else 0
+
+
+def _network(flag: flags.FlagValues):
+    """The network of --workdir or --weights, whichever is given."""
+    if bool(flag.workdir) == bool(flag.weights):
+        raise UsageError("give one of --workdir, a run, and --weights, a file")
+    from alexnet_jax.train import network as trained
+
+    origin = Path(flag.workdir or flag.weights)
+    config = trained.config_of(origin)
+    _start(config)
+    return trained.load(config, origin, flag.step)
+
+
+VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
+    "train": (
+        train,
+        ("config", "workdir", "profile"),
+        f"--config={EXAMPLE} --workdir=runs/quickstart",
+    ),
+    "evaluate": (
+        evaluate,
+        ("workdir", "step", "views", "split"),
+        "--workdir=runs/quickstart --views=10",
+    ),
+    "predict": (
+        predict,
+        ("workdir", "step", "weights", "views", "json", "images"),
+        "--workdir=runs/quickstart photo.jpg 'more/*.png'",
+    ),
+    "import": (
+        export,
+        ("workdir", "step", "weights", "out"),
+        "--weights=bvlcalexnet.onnx --out=caffe.safetensors",
+    ),
+    "export": (
+        export,
+        ("workdir", "step", "weights", "out"),
+        "--workdir=runs/quickstart --out=network.onnx",
+    ),
+    "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
+    "study": (
+        study,
+        ("config", "workdir", "part", "table_only"),
+        "--config=experiments/studies/components.py --workdir=runs/components",
+    ),
+    "report": (report, ("workdir",), "--workdir=runs/quickstart"),
+    "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
+    "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
+    "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
+    "inspect": (inspect, ("config", "exchange"), "--config=experiments/imagenet.py"),
+    "fields": (fields, ("group", "markdown"), "--group=optimizer"),
+    "doctor": (doctor, (), ""),
+}
+
+
+def _start(config: ConfigDict) -> None:
+    from alexnet_jax.config import validate
+    from alexnet_jax.parallel import prepare_host
+
+    validate(config)
+    prepare_host(config)
+
+
+def _run(typed: list[str]) -> int:
+    if not typed or typed[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if typed else 2
+    verb, *rest = typed
+    if verb not in VERBS:
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
+        raise UsageError(f"no verb {verb!r}: {hint}")
+    if {"-h", "--help"} & set(rest):
+        print(usage(verb))
+        return 0
+    return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
+
+
+def usage(verb: str | None = None) -> str:
+    """The help text of all verbs, or of one."""
+    command = "python -m alexnet_jax"
+    if verb is None:
+        rows = [f"  {name:<12}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
+        return "\n".join(
+            [
+                f"usage: {command} VERB [FLAGS]",
+                "",
+                "AlexNet of 2012 as two towers in JAX.",
+                "",
+                *rows,
+                "",
+                f"{command} VERB --help   shows the flags of a verb.",
+            ]
+        )
+    fn, names, example = VERBS[verb]
+    takes = "[FLAGS] IMAGE..." if "images" in names else "[FLAGS]" if names else ""
+    lines = [f"usage: {command} {verb} {takes}".rstrip(), "", (fn.__doc__ or "").strip(), ""]
+    lines += [f"  --{name:<12}{arguments.meaning(name)}" for name in names]
+    if "config" in names:
+        lines += ["", f"The fields of a configuration: {command} fields"]
+    return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
+
+
+def main(typed: list[str] | None = None) -> int:
+    """Runs one verb and returns its exit code."""
+    typed = sys.argv[1:] if typed is None else typed
+    _quiet_libraries()
+    try:
+        code = _run(typed)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `... | head`
+        # Otherwise Python meets the closed pipe again when it exits, and prints an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NOBODY_READS
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
+    except Exception as error:
+        if not _lost_another(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        print(
+            f"error: another process of this run is gone ({reason}); start all of them again with "
+            "the same command: they resume from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        # Immediately: an ordinary exit would wait for the lost process.
+        os._exit(LOST_ANOTHER)
+
+
+def _quiet_libraries() -> None:
+    """Silences the logs of XLA, TensorFlow and Orbax: what goes wrong there raises an exception."""
+    # Their errors include harmless ones: XLA reports that a program from the compilation cache was
+    # compiled for another machine, because of two features that are only hints to the compiler.
+    # It is set before JAX is imported, which would set its own level.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Orbax also logs the traceback of every error that it raises.
+    logging.set_verbosity(logging.FATAL)
+    ordinary = sys.unraisablehook
+
+    def hook(error: Any) -> None:
+        # Raised by pending writes of TensorStore after Orbax has given up a save on a full disk.
+        if str(error.exc_value) != "Event loop is closed":
+            ordinary(error)
+
+    sys.unraisablehook = hook
+
+
+def _lost_another(error: Exception) -> bool:
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and "RESOURCE_EXHAUSTED" not in str(error)
+        and jax.process_count() > 1
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

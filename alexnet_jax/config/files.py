@@ -1,0 +1,61 @@
+"""Configurations as files: written by a run, read again by every later version."""
+
+import json
+from typing import Any, cast
+
+from ml_collections import ConfigDict
+
+from alexnet_jax.config.fields import FIELDS, leaves
+from alexnet_jax.config.rules import validate
+from alexnet_jax.errors import UsageError
+
+FIRST_VERSION = "0.1.0"
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The same configuration with the fields that did not exist when it was written.
+
+    Each gets what runs did before it existed (`Field.before`), or its default.
+    """
+    there = dict(leaves(config))
+    missing = [path for path in FIELDS if path not in there]
+    with config.unlocked():
+        for path in missing:
+            field = FIELDS[path]
+            if field.since == FIRST_VERSION:
+                continue
+            value = field.default if field.before is None else field.before
+            if isinstance(value, str):
+                value = there.get(value, value)  # the field whose value says what was done
+            config.update_from_flattened_dict({path: value})
+        if "data.validation_split" in missing and "evaluate.splits" in there:
+            # Version 0.1 steered by the test split, which is now the validation split as well.
+            names = {"test": "validation"}
+            splits = tuple(names.get(split, split) for split in there["evaluate.splits"])
+            config.update_from_flattened_dict({"evaluate.splits": splits})
+    return config
+
+
+def tuples(value: Any) -> Any:
+    """What JSON read, with tuples for its lists."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return tuple(map(tuples, cast(list[Any], value)))
+    return value
+
+
+def from_json(text: str, name: str) -> ConfigDict:
+    """The configuration that a run wrote to `name`.
+
+    Raises:
+      UsageError: it is not a configuration.
+    """
+    try:
+        config = completed(ConfigDict(tuples(json.loads(text)))).lock()
+        validate(config)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UsageError(f"{name}: not a configuration of this version: {error}") from error
+    return config

@@ -1,0 +1,45 @@
+"""Names of classes, and the most probable classes of an image."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+BEST = 5
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1000 classes of 2012 as `WNID NAME`, in the order of their WordNet IDs."""
+    text = (Path(__file__).with_name("imagenet_classes.txt")).read_text()
+    return tuple(text.splitlines())
+
+
+def best(probabilities: np.ndarray, names: tuple[str, ...]) -> list[tuple[int, str, float]]:
+    """(label, name, probability) of the five most probable classes, most probable first.
+
+    Args:
+      probabilities: `[classes]`.
+      names: one per class, or none at all: the name of a class is then its label.
+    """
+    order = np.argsort(-probabilities, kind="stable")[:BEST]
+    return [
+        (int(i), shown_name(names[i]) if names else str(i), float(probabilities[i])) for i in order
+    ]
+
+
+def five_best(
+    probabilities: np.ndarray, names: tuple[str, ...], label: int
+) -> list[tuple[str, float, bool]]:
+    """(name, percent, whether it is `label`) of the five most probable classes, for figures."""
+    found = best(probabilities, names)
+    return [(name, 100 * probability, number == label) for number, name, probability in found]
+
+
+def shown_name(name: str) -> str:
+    """Returns `n01440764 tench` for `n01440764`, and other names unchanged."""
+    return _wnids().get(name, name)
+
+
+@functools.cache
+def _wnids() -> dict[str, str]:
+    return {line.partition(" ")[0]: line for line in imagenet_classes()}

@@ -1,0 +1,126 @@
+"""Convolutions with shared and with unshared kernels.
+
+`conv` has a hand-written VJP: under `vmap` XLA would otherwise differentiate the towers'
+convolutions as one grouped convolution, which becomes a slow 3-D one. `tests/model` compares values
+and gradients with the plain form.
+
+Shapes: B images, H x W pixels, C channels of one tower, K kernels.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def _unrolled(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`fn`, which under `vmap` runs once per batch element instead of as one batched operation."""
+    mapped = jax.custom_batching.custom_vmap(fn)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: Sequence[bool], *args: jax.Array):
+        def pick(i: int) -> list[jax.Array]:
+            return [x[i] if b else x for x, b in zip(args, in_batched, strict=True)]
+
+        return jnp.stack([fn(*pick(i)) for i in range(axis_size)]), True
+
+    return mapped
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv(
+    x_BxHxWxC: jax.Array,
+    kernel: jax.Array,
+    stride: int,
+    padding: tuple[int, int],
+    precision: lax.PrecisionLike = "highest",
+) -> jax.Array:
+    """2-D convolution (cross-correlation), NHWC by HWIO.
+
+    Args:
+      x_BxHxWxC: images or feature maps.
+      kernel: `[h, w, C, K]`.
+      stride: pixels between two applications, in both directions.
+      padding: zeros added before and after, in both directions.
+      precision: of float32 products, forward and backward; see `config.model.precision`.
+
+    Returns:
+      `[B, H', W', K]` with `H' = floor((H + sum(padding) - h) / stride) + 1`.
+    """
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _plain_conv(x, kernel, stride, padding, precision)
+
+    return _unrolled(plain)(x_BxHxWxC, kernel)
+
+
+def _plain_conv(x, kernel, stride, padding, precision):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        (padding, padding),
+        dimension_numbers=_LAYOUT,
+        precision=precision,
+    )
+
+
+def _conv_fwd(x, kernel, stride, padding, precision):
+    return conv(x, kernel, stride, padding, precision), (x, kernel)
+
+
+def _conv_bwd(stride, padding, precision, saved, g):
+    # The convolution is linear in each argument, so each transpose is exact and needs no forward
+    # values. The two are separate calls, so that the unused gradient of the images is dropped.
+    x, kernel = saved
+
+    def input_gradient(kernel, g):
+        def forward(x):
+            return _plain_conv(x, kernel, stride, padding, precision)
+
+        return jax.linear_transpose(forward, x)(g)[0]
+
+    def kernel_gradient(x, g):
+        def forward(kernel):
+            return _plain_conv(x, kernel, stride, padding, precision)
+
+        return jax.linear_transpose(forward, kernel)(g)[0]
+
+    return _unrolled(input_gradient)(kernel, g), _unrolled(kernel_gradient)(x, g)
+
+
+conv.defvjp(_conv_fwd, _conv_bwd)
+
+
+def locally_connected(
+    x_BxHxWxC: jax.Array,
+    kernel: jax.Array,
+    size: int,
+    padding: tuple[int, int],
+    precision: lax.PrecisionLike = "highest",
+) -> jax.Array:
+    """A convolution whose kernel differs at every position (cuda-convnet's `local` layer).
+
+    Args:
+      x_BxHxWxC: feature maps.
+      kernel: `[H', W', C * size * size, K]`.
+      size: side of the window; the stride is 1.
+      padding: zeros added before and after, in both directions.
+      precision: of float32 products, forward and backward; see `config.model.precision`.
+
+    Returns:
+      `[B, H', W', K]`.
+    """
+    return lax.conv_general_dilated_local(
+        x_BxHxWxC,
+        kernel,
+        (1, 1),
+        (padding, padding),
+        (size, size),
+        dimension_numbers=_LAYOUT,
+        precision=precision,
+    )

@@ -1,0 +1,144 @@
+"""Response normalization: over neighbouring channels (LRN), or over a square of one map.
+
+Both share one hand-written VJP, which saves a root of the sum instead of the sum and its powers.
+`tests/model` compares values and gradients with the plain form.
+
+Shapes: B images, H x W pixels, C channels of one tower.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from alexnet_jax.model.collectives import TOWER
+from alexnet_jax.model.memory import stored
+
+
+def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) -> jax.Array:
+    """Sums over windows of `before + 1 + after` along each axis, clipped at the borders."""
+    for axis in axes:
+        size, padding = x.shape[axis], [(0, 0)] * x.ndim
+        padding[axis] = (before, after)
+        x = jnp.pad(x, padding)
+        parts = [lax.slice_in_dim(x, i, i + size, axis=axis) for i in range(before + after + 1)]
+        x = functools.reduce(operator.add, parts)
+    return x
+
+
+def _saved(s: jax.Array, beta: float) -> jax.Array:
+    """What is saved of s: for beta = 3/4 the fourth root of 1/s, whose products give the powers."""
+    return jnp.sqrt(lax.rsqrt(s)) if beta == 0.75 else s
+
+
+def _powers(kept: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
+    """`s ** -beta` and `s ** -(beta + 1)`, from what `_saved` returned for s."""
+    if beta == 0.75:
+        square = kept * kept
+        return square * kept, square * square * square * kept
+    power = kept**-beta
+    return power, power / kept
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _respond(x, axes, size, k, alpha, beta):
+    return _respond_fwd(x, axes, size, k, alpha, beta)[0]
+
+
+def _respond_fwd(x, axes, size, k, alpha, beta):
+    # Centred as in section 3.3: i - n/2 .. i + n/2; an even window reaches one further forward, as
+    # Caffe's does.
+    before = (size - 1) // 2
+    x = stored(x)
+    s = k + alpha * _window_sum(x * x, axes, before, size - 1 - before)
+    kept = stored(_saved(s, beta))
+    return x * _powers(kept, beta)[0], (x, kept)
+
+
+def _respond_bwd(axes, size, k, alpha, beta, saved, g):
+    # y_i = x_i s_i^-b, so dx_i = g_i s_i^-b - 2ab x_i sum_{j: i in window(j)} g_j x_j s_j^-(b+1).
+    # Marked as stored again, or XLA would keep the powers of the forward pass in memory until here.
+    x, kept = saved[0], stored(saved[1])
+    before = (size - 1) // 2
+    power, next_power = _powers(kept, beta)
+    inner = _window_sum(stored(g * x * next_power), axes, size - 1 - before, before)
+    return (g * power - (2 * alpha * beta) * x * inner,)
+
+
+_respond.defvjp(_respond_fwd, _respond_bwd)
+
+
+def local_response_norm(
+    x_BxHxWxC: jax.Array,
+    *,
+    size: int,
+    k: float,
+    alpha: float,
+    beta: float,
+    across_towers: bool = False,
+) -> jax.Array:
+    """Normalization over `size` neighbouring channels: `x / (k + alpha * sum x^2) ** beta`.
+
+    Section 3.3 of the paper.
+
+    Args:
+      x_BxHxWxC: feature maps.
+      size: channels in a window (n).
+      k: constant added to the sum.
+      alpha: multiplies the plain sum of squares; divide it by `size` beforehand for the convention
+        of cuda-convnet and Caffe.
+      beta: exponent.
+      across_towers: whether windows reach into the neighbouring towers, of which each tower then
+        receives the `size // 2` channels at the edge. Otherwise windows are clipped at the first
+        and last channel of this tower.
+
+    Returns:
+      The shape of `x_BxHxWxC`.
+    """
+    if not across_towers:
+        return _respond(x_BxHxWxC, (3,), size, k, alpha, beta)
+    channels, halo = x_BxHxWxC.shape[-1], size // 2
+    left, right = _neighbours(x_BxHxWxC[..., :halo], x_BxHxWxC[..., channels - halo :])
+    whole = jnp.concatenate([left, x_BxHxWxC, right], -1)
+    y: jax.Array = _respond(whole, (3,), size, k, alpha, beta)
+    return y[..., halo : halo + channels]
+
+
+def _neighbours(first: jax.Array, last: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The last channels of the previous tower and the first of the next; zeros at the ends.
+
+    The two towers at a seam swap what the other needs: first at all seams after towers 0, 2, ...,
+    then at those after 1, 3, ... Two towers have one seam and need one exchange.
+    """
+    towers, me = lax.axis_size(TOWER), lax.axis_index(TOWER)
+    before = after = jnp.zeros_like(first)
+    for start in range(min(2, towers - 1)):
+        partner = np.arange(towers)
+        for i in range(start, towers - 1, 2):
+            partner[[i, i + 1]] = i + 1, i
+        ahead, behind = jnp.asarray(partner)[me] > me, jnp.asarray(partner)[me] < me
+        swaps = [(i, int(j)) for i, j in enumerate(partner)]
+        got = lax.ppermute(jnp.where(ahead, last, first), TOWER, swaps)
+        before, after = jnp.where(behind, got, before), jnp.where(ahead, got, after)
+    return before, after
+
+
+def within_map_norm(
+    x_BxHxWxC: jax.Array, *, size: int, k: float, alpha: float, beta: float
+) -> jax.Array:
+    """Normalization over a `size` x `size` square of one feature map (cuda-convnet's `rnorm`).
+
+    Args:
+      x_BxHxWxC: feature maps.
+      size: side of a window in pixels.
+      k: constant added to the sum.
+      alpha: multiplies the plain sum of squares.
+      beta: exponent.
+
+    Returns:
+      The shape of `x_BxHxWxC`.
+    """
+    return _respond(x_BxHxWxC, (1, 2), size, k, alpha, beta)

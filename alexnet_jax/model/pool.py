@@ -1,0 +1,144 @@
+"""Pooling, overlapping or not, with cuda-convnet's ceil rule at the border.
+
+Max pooling has a hand-written VJP: one byte per output says where the gradient goes, instead of a
+scatter. `tests/model` compares values and gradients with the plain form.
+
+Shapes: B images, H x W pixels, C channels of one tower.
+"""
+
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from alexnet_jax.config.table import pooled_size
+
+
+def _overhang(size: int, window: int, stride: int) -> int:
+    return max((pooled_size(size, window, stride) - 1) * stride + window - size, 0)
+
+
+def _pad_to_windows(x: jax.Array, window: int, stride: int, value: float) -> jax.Array:
+    """Adds pixels of `value` where the last windows reach over the border."""
+    _, h, w, _ = x.shape
+    over_h, over_w = _overhang(h, window, stride), _overhang(w, window, stride)
+    if not over_h and not over_w:
+        return x
+    return jnp.pad(x, ((0, 0), (0, over_h), (0, over_w), (0, 0)), constant_values=value)
+
+
+def _max_and_tap(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
+    """The maximum of every window and the number of its pixel, row by row: uint8 or int32."""
+    b, h, w, c = x.shape
+    out_h, out_w = pooled_size(h, window, stride), pooled_size(w, window, stride)
+    x = _pad_to_windows(x, window, stride, -jnp.inf)  # never a maximum
+    kind = jnp.uint8 if window * window < 255 else jnp.int32
+
+    def tap(number: int) -> jax.Array:
+        """Pixel `number` of every window: `[b, out_h, out_w, c]`."""
+        i, j = divmod(number, window)
+        stop = (b, i + (out_h - 1) * stride + 1, j + (out_w - 1) * stride + 1, c)
+        return lax.slice(x, (0, i, j, 0), stop, (1, stride, stride, 1))
+
+    best, taps = tap(0), jnp.zeros((b, out_h, out_w, c), kind)
+    for number in range(1, window * window):
+        candidate = tap(number)
+        taps = jnp.where(candidate > best, kind(number), taps)
+        best = jnp.maximum(best, candidate)
+    return best, taps
+
+
+def max_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Maximum over `window` x `window` squares, `stride` apart, overlapping if stride < window.
+
+    The first maximum of a window, row by row, gets the whole gradient, as in XLA's own rule.
+
+    Args:
+      x_BxHxWxC: feature maps.
+      window: side of a window in pixels.
+      stride: pixels between windows, in both directions.
+
+    Returns:
+      `[B, H', W', C]` with `H' = ceil((H - window) / stride) + 1`.
+    """
+    return _max_pool(x_BxHxWxC, window, stride, x_BxHxWxC.shape[1:3])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, stride, size):
+    del size
+    return _max_and_tap(x, window, stride)[0]
+
+
+def _max_pool_fwd(x, window, stride, size):
+    del size
+    # One byte per output says where the gradient goes; the maps themselves are not saved.
+    return _max_and_tap(x, window, stride)
+
+
+def _max_pool_bwd(window, stride, size, taps, g):
+    # Along one side, pixel stride * i + p is pixel p + stride * a of window i - a. So the gradient,
+    # with each side split into (i, p), is the sum over a of the gradients of those windows whose
+    # maximum was that pixel: neither a scatter nor a sum of maps that are mostly zero.
+    b, out_h, out_w, c = g.shape
+    h, w = size
+    reach = -(-window // stride)  # windows that contain a pixel, along one side
+    sides = (out_h + reach - 1, out_w + reach - 1)
+    around = ((0, 0), (reach - 1, reach - 1), (reach - 1, reach - 1), (0, 0))
+    nowhere = window * window
+    taps, g = jnp.pad(taps, around, constant_values=nowhere), jnp.pad(g, around)
+
+    def windows(x: jax.Array, a: tuple[int, int]) -> jax.Array:
+        first = [reach - 1 - k for k in a]
+        stop = [f + side for f, side in zip(first, sides, strict=True)]
+        x = lax.slice(x, (0, *first, 0), (b, *stop, c))
+        return x[:, :, None, :, None, :]
+
+    dx = jnp.zeros((), g.dtype)
+    for a in np.ndindex(reach, reach):
+        rows, columns = (np.arange(stride) + stride * k for k in a)
+        inside = (rows[:, None] < window) & (columns[None] < window)
+        # No window has its maximum at `nowhere + 1`.
+        pixel = np.where(inside, rows[:, None] * window + columns[None], nowhere + 1)
+        pixel = jnp.asarray(pixel, taps.dtype)[None, None, :, None, :, None]
+        dx = dx + jnp.where(windows(taps, a) == pixel, windows(g, a), 0)
+    dx = dx.reshape(b, sides[0] * stride, sides[1] * stride, c)
+    # Where windows are further apart than they are wide, no window contains the last pixels.
+    missing = [max(n - m, 0) for n, m in zip((h, w), dx.shape[1:3], strict=True)]
+    if any(missing):
+        dx = jnp.pad(dx, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    return (dx[:, :h, :w],)
+
+
+_max_pool.defvjp(_max_pool_fwd, _max_pool_bwd)
+
+
+def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
+    """Mean over squares; a window that reaches over the border counts its own pixels only.
+
+    This is cuda-convnet's rule.
+
+    Args:
+      x_BxHxWxC: feature maps.
+      window: side of a window in pixels.
+      stride: pixels between windows, in both directions.
+
+    Returns:
+      `[B, H', W', C]` with `H' = ceil((H - window) / stride) + 1`.
+    """
+    _, h, w, _ = x_BxHxWxC.shape
+
+    def total(x: jax.Array) -> jax.Array:
+        # One side after the other, by slices: on CPU XLA's `reduce_window` and its gradient take
+        # longer.
+        x = _pad_to_windows(x, window, stride, 0)
+        for axis, size in ((1, h), (2, w)):
+            reach = stride * (pooled_size(size, window, stride) - 1) + 1
+            parts = [lax.slice_in_dim(x, i, i + reach, stride, axis) for i in range(window)]
+            x = functools.reduce(operator.add, parts)
+        return x
+
+    return total(x_BxHxWxC) / total(jnp.ones((1, h, w, 1), x_BxHxWxC.dtype))

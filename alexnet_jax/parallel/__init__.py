@@ -1,0 +1,8 @@
+"""Where the towers run: placements, hosts, and what devices send each other."""
+
+from alexnet_jax.model.collectives import TOWER as TOWER
+from alexnet_jax.parallel.hosts import prepare_host as prepare_host
+from alexnet_jax.parallel.placement import DATA as DATA
+from alexnet_jax.parallel.placement import Placement as Placement
+from alexnet_jax.parallel.placement import place as place
+from alexnet_jax.parallel.placement import to_host as to_host

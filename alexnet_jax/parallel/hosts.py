@@ -1,0 +1,96 @@
+"""What a process sets up before JAX starts: devices, flags, the other processes of the run."""
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+
+import jax
+from ml_collections import ConfigDict
+
+from alexnet_jax import cache
+from alexnet_jax.errors import UsageError
+
+# XLA's YNNPACK convolutions run at a third of the speed of its Eigen ones on x86 CPUs, and slower
+# still for weight gradients; see benchmarks/NOTES.md.
+_FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+
+_M_ARENA_MAX = -8  # from glibc's malloc.h
+
+
+def prepare_host(config: ConfigDict) -> None:
+    """Settings that must be in place before JAX starts its backend.
+
+    A CPU host gets one device per tower, so that a run there is split by default, and XLA's faster
+    convolutions. The user's own XLA_FLAGS win. GPU and TPU are not affected. With
+    `config.distributed.enabled` the process connects to the others of the run.
+
+    Compiled programs are cached in `~/.cache/alexnet_jax`, or in `JAX_COMPILATION_CACHE_DIR`, so
+    that the same run starts faster the next time.
+
+    Raises:
+      UsageError: the other processes are not found; names the field.
+    """
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
+        # By default JAX caches programs that took a second to compile; those of a small network
+        # take less each, but more in total.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_experimental_ynn_fusion_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{_FAST_CPU_CONVOLUTIONS} {flags}".strip()
+    if "xla_force_host_platform_device_count" not in flags and not os.environ.get(
+        "JAX_NUM_CPU_DEVICES"
+    ):
+        jax.config.update("jax_num_cpu_devices", config.model.towers)
+    _share_arenas()
+    if config.distributed.enabled:
+        _join(config.distributed)
+
+
+def _share_arenas() -> None:
+    """Limits glibc to one heap per core instead of eight.
+
+    The hundred threads of TensorFlow and TensorStore use all heaps in turn, and memory that is free
+    in one is not available to another: a run of hours grows by tens of megabytes until each heap
+    has reached its largest size. `MALLOC_ARENA_MAX` wins.
+    """
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):  # a system without glibc
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, os.cpu_count() or 1)
+
+
+def _join(distributed: ConfigDict) -> None:
+    """Connects to the other processes; Slurm, Kubernetes or Cloud TPU supply what is not given."""
+    given, timeout = distributed.coordinator or None, distributed.start_timeout_seconds
+
+    def give_up() -> None:
+        # JAX would abort with a stack trace, and the thread that waits cannot be interrupted.
+        text = f"config.distributed: the processes of this run did not meet within {timeout} s"
+        where = f" at {given}" if given else ""
+        print(f"error: {text}{where}; were all of them started?", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            coordinator_address=given,
+            num_processes=distributed.process_count or None,
+            process_id=distributed.process_id if distributed.process_id >= 0 else None,
+            cluster_detection_method="deactivate" if given else None,
+            initialization_timeout=2 * timeout,
+            heartbeat_timeout_seconds=distributed.lost_after_seconds,
+        )
+    except ValueError as error:
+        raise UsageError(
+            "config.distributed.enabled = True, but neither Slurm, Kubernetes nor Cloud TPU tells "
+            "the processes about each other: give --config.distributed.coordinator=HOST:PORT, "
+            f".process_count=N and .process_id=0 to N-1 ({error})"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"config.distributed: the processes did not meet ({reason})") from error
+    finally:
+        timer.cancel()

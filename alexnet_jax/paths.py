@@ -1,0 +1,27 @@
+"""Paths as people type them."""
+
+from pathlib import Path
+
+from alexnet_jax.errors import UsageError
+
+
+def local(text: str, name: str) -> Path:
+    """A path on this machine, with `~` expanded.
+
+    Args:
+      text: as it was typed.
+      name: of what it was typed for, such as `--workdir`.
+
+    Raises:
+      UsageError: it is empty, or the address of a bucket.
+    """
+    if not text:
+        raise UsageError(f"{name} is empty: name a folder")
+    if "://" in text:
+        scheme = text.partition("://")[0]
+        tool = {"gs": "gcsfuse", "s3": "mount-s3"}.get(scheme, "a file system in user space")
+        raise UsageError(
+            f"{name}={text}: only paths of this machine are read and written: mount the bucket "
+            f"({tool}) and name the mounted folder"
+        )
+    return Path(text).expanduser()

@@ -1,0 +1,312 @@
+"""Checkpoints by Orbax: the latest and the best are kept, with a checksum of every array.
+
+Orbax writes in the background, and a checkpoint appears completely or not at all. But Orbax does
+not notice if an array is damaged later: hence the manifest.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from alexnet_jax.errors import UsageError
+
+Manifest = dict[str, dict[str, Any]]
+"""For each array, by its path: `dtype`, `shape`, `sha256` and whether it is `finite`."""
+
+_DAMAGED, _FOREIGN = ".damaged", ".foreign"
+
+
+def _of_note(record: logging.LogRecord) -> bool:
+    """Drops Orbax's warnings about options that are chosen below: no OCDBT, read only."""
+    return record.levelno >= logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+absl.logging.get_absl_logger().addFilter(_of_note)
+
+
+class _Kept(policies.PreservationPolicy):
+    """Preserves the checkpoint of one step, which may change."""
+
+    def __init__(self, step: Callable[[], int | None]):
+        self._step = step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """See Orbax."""
+        del context
+        return [checkpoint.step == self._step() for checkpoint in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints of one run, under `workdir/checkpoints/STEP`.
+
+    A checkpoint holds the stacked state (parameters and momentum of every tower), a small
+    dictionary of plain values, and the manifest. It does not depend on the placement that wrote it.
+
+    Attributes:
+      best: the step whose checkpoint is kept besides the latest ones; None for no step.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 0):
+        """Opens the folder.
+
+        Args:
+          workdir: the folder of the run.
+          keep: number of latest checkpoints that are kept; with 0 the folder is only read, and
+            nothing in it is changed.
+        """
+        self._reads_only = not keep
+        self._passed_over: set[int] = set()
+        self.best: int | None = None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(keep), _Kept(lambda: self.best)]
+            ),
+            read_only=self._reads_only,
+            create=not self._reads_only,
+            cleanup_tmp_directories=not self._reads_only,  # from interrupted writes
+        )
+        self._folder = workdir.resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=options,
+            item_handlers={
+                # One folder per array instead of the OCDBT database, with which TensorStore 0.1.86
+                # leaks two kilobytes per array and save.
+                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
+                "extra": ocp.JsonCheckpointHandler(),
+                "manifest": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def save(self, step: int, state: Any, arrays: Manifest, extra: dict[str, Any]) -> None:
+        """Starts to write a checkpoint in the background.
+
+        Every process must call it.
+
+        Args:
+          step: the name of the checkpoint; if it exists, nothing is written.
+          state: arrays on the devices.
+          arrays: the manifest of the state.
+          extra: plain values that JSON can hold.
+
+        Raises:
+          UsageError: this write or the one before it failed; says why, and which checkpoints exist.
+          ValueError: a number of the state is not finite.
+        """
+        if bad := [name for name, row in arrays.items() if not row["finite"]]:
+            raise ValueError(f"step {step} is not saved: {bad[0]} is not finite")
+        if step in self._manager.all_steps():
+            return
+        # Orbax writes in the background, while the caller may change its values: this is a copy.
+        extra = json.loads(json.dumps(extra))
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    extra=ocp.args.JsonSave(extra),
+                    manifest=ocp.args.JsonSave({"arrays": arrays, "sha256": _seal(arrays, extra)}),
+                ),
+            )
+        # An array whose shards were accessed is part of a reference cycle, with its copy on the
+        # host. Each save would leave a whole state behind until Python collects garbage, which
+        # depends on the number of objects and not on their size.
+        gc.collect()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns errors of the disk, as Orbax and TensorStore raise them, into one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            reason = os.strerror(int(code[1])) if code else str(error).partition("\n")[0]
+            steps = self.steps()
+            last = f"the latest complete one is of step {steps[-1]}" if steps else "there is none"
+            raise UsageError(
+                f"cannot write a checkpoint to {self._folder} ({reason}); {last}: make room, and "
+                "the same command resumes"
+            ) from error
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns the state, as NumPy arrays, and the plain values of one checkpoint.
+
+        Args:
+          step: its step.
+          like: a state of the same structure.
+
+        Raises:
+          UsageError: it does not exist, is damaged or belongs to another configuration.
+        """
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise UsageError(f"{self._folder} holds no checkpoint {step}; there is {there}")
+        try:
+            return self._whole(step, like)
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"{self._folder / str(step)} {error}") from error
+
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Returns step, state (NumPy) and plain values of the latest intact checkpoint, or None.
+
+        A damaged checkpoint, or one of another network among those of this one, is reported and
+        skipped; unless the folder is only read, it is renamed too.
+
+        Args:
+          like: a state of the same structure.
+
+        Raises:
+          UsageError: no checkpoint is intact, or all belong to another network or optimizer.
+        """
+        foreign: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
+            try:
+                state, extra = self._whole(step, like)
+            except UsageError as error:
+                foreign.append((step, str(error)))
+            except ValueError as error:
+                self._set_aside(step, str(error), _DAMAGED)
+            else:
+                for other, why in foreign:
+                    self._set_aside(other, why, _FOREIGN)
+                return step, state, extra
+        if foreign:
+            step, why = foreign[0]
+            raise UsageError(f"{self._folder / str(step)} {why}; choose another --workdir")
+        broken = {path.name for path in self._folder.glob(f"*{_DAMAGED}")}
+        if broken := sorted(broken | {str(step) for step in self._passed_over}):
+            raise UsageError(
+                f"{self._folder} holds no intact checkpoint, only {', '.join(broken)}: "
+                "put back a copy, or remove them to start from the beginning"
+            )
+        return None
+
+    def _whole(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Raises UsageError for a checkpoint of another configuration, ValueError for damage."""
+        try:
+            state, extra, written = self._read(step, like)
+            wrong = differences(written, manifest(state))
+        except UsageError:
+            raise
+        except Exception as error:  # whatever Orbax and TensorStore raise for broken files
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise ValueError(f"is damaged ({reason})") from error
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(f"is damaged ({wrong[0]}{more})")
+        return state, extra
+
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any], Manifest]:
+        """Raises UsageError for another configuration only; anything else means damage."""
+        about = self._manager.restore(
+            step,
+            args=ocp.args.Composite(extra=ocp.args.JsonRestore(), manifest=ocp.args.JsonRestore()),
+        )
+        arrays, extra = about["manifest"]["arrays"], about["extra"]
+        if about["manifest"]["sha256"] != _seal(arrays, extra):
+            raise ValueError("manifest or plain numbers: other bytes")
+        if foreign := differences(arrays, shapes(like)):
+            raise UsageError(f"is of another configuration: {foreign[0]}")
+        template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
+        how = ocp.checkpoint_utils.construct_restore_args(template)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.PyTreeRestore(template, restore_args=how)),
+        )
+        return restored["state"], extra, arrays
+
+    def _set_aside(self, step: int, why: str, kind: str) -> None:
+        text = f"warning: checkpoint {step} in {self._folder} {why}"
+        if self._reads_only:
+            self._passed_over.add(step)
+            print(f"{text}; it is skipped", file=sys.stderr, flush=True)
+            return
+        if jax.process_index() == 0:
+            print(f"{text}; it is now {step}{kind}", file=sys.stderr, flush=True)
+            (self._folder / str(step)).rename(self._folder / f"{step}{kind}")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{step}{kind}")
+        self._manager.reload()
+
+    def wait(self) -> None:
+        """Waits until everything is written; raises the same errors as `save`."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        """Returns the checkpoints."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Waits until everything is written; `wait` raises the errors, this does not."""
+        try:
+            self._manager.close()
+        except Exception:
+            if exc[0] is None:
+                raise
+
+
+def shapes(tree: Any) -> Manifest:
+    """Returns a manifest without checksums, of arrays or `jax.ShapeDtypeStruct`."""
+    return {
+        jax.tree_util.keystr(path): {"dtype": str(x.dtype), "shape": list(x.shape)}
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def manifest(tree: Any) -> Manifest:
+    """Returns the manifest of arrays on the host."""
+
+    def look(x: np.ndarray) -> tuple[str, bool]:
+        return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest(), bool(np.isfinite(x).all())
+
+    with ThreadPoolExecutor() as pool:  # Both release the interpreter lock.
+        seen = pool.map(look, jax.tree.leaves(tree))
+        return {
+            name: row | {"sha256": sha, "finite": finite}
+            for (name, row), (sha, finite) in zip(shapes(tree).items(), seen, strict=True)
+        }
+
+
+def parameters_sha256(arrays: Manifest) -> str:
+    """Returns a checksum of the names, types, shapes and bytes of all parameters of a state."""
+    rows = {name: row for name, row in arrays.items() if name.startswith(".params")}
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _seal(arrays: Manifest, extra: dict[str, Any]) -> str:
+    """Returns a checksum of everything that a checkpoint keeps as JSON."""
+    return hashlib.sha256(json.dumps([arrays, extra], sort_keys=True).encode()).hexdigest()
+
+
+def differences(written: Manifest, found: Manifest) -> list[str]:
+    """Returns one line per difference; checksums are compared if both manifests have them."""
+    lines = [f"{name} is missing" for name in written if name not in found]
+    lines += [f"{name} is not part of it" for name in found if name not in written]
+    for name in written.keys() & found.keys():
+        old, new = written[name], found[name]
+        for field in sorted(old.keys() & new.keys()):
+            if old[field] != new[field]:
+                text = f"{field} {old[field]}, here {new[field]}"
+                lines.append(f"{name}: {'other bytes' if field == 'sha256' else text}")
+    return sorted(lines)

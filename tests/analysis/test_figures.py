@@ -1,0 +1,164 @@
+"""What figures show, read back from their axes."""
+
+import numpy as np
+import pytest
+
+from alexnet_jax.analysis import figures, study
+from alexnet_jax.analysis.comparison import Row
+from alexnet_jax.config import default
+from alexnet_jax.train.drawing import COLOURS
+from alexnet_jax.train.events import Warned
+from tests.analysis.logs import evaluation, training_mean, write_log
+
+
+def lines_of(axis):
+    """By label, the points of each line that has one."""
+    return {
+        line.get_label(): list(zip(*(np.asarray(x).tolist() for x in line.get_data()), strict=True))
+        for line in axis.lines
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+LOG = [
+    training_mean(0.5, 6.0, 0.875),
+    Warned(1, "slow"),
+    training_mean(1.0, 4.0, 0.75),
+    evaluation("train", 1.0, 3.0, 0.5),
+    evaluation("validation", 1.0, 3.5, 0.625),
+    training_mean(2.0, 2.0, 0.25),
+    evaluation("validation", 2.0, 2.5, 0.375),
+]
+
+
+@pytest.mark.parametrize("name,factor,label", [("loss", 1, "loss"), ("top1_error", 100, "top-1")])
+def test_the_curves_of_a_run_are_its_log(name, factor, label):
+    (axis,) = figures.run_curve(LOG, name).axes
+    index = ["loss", "top1_error"].index(name)
+    values = {
+        figures.TRAINING: [(0.5, 6.0, 0.875), (1.0, 4.0, 0.75), (2.0, 2.0, 0.25)],
+        "validation images": [(1.0, 3.5, 0.625), (2.0, 2.5, 0.375)],
+        "train images": [(1.0, 3.0, 0.5)],
+    }
+    assert lines_of(axis) == {
+        line: [(epoch, factor * pair[index]) for epoch, *pair in points]
+        for line, points in values.items()
+    }
+    assert axis.get_ylabel().startswith(label) and axis.get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize("name,factor", [("loss", 1), ("top1_error", 100)])
+def test_the_curves_of_a_study_are_mean_and_range_of_its_seeds(name, factor):
+    def log(shift, epochs):
+        return [training_mean(e, 8 - e + shift, 0.5 + shift / 8) for e in epochs] + [
+            evaluation("validation", epochs[-1], 9.0 + shift, 0.75 + shift / 8)
+        ]
+
+    # The third seed was cut short: what is drawn of an epoch is of the seeds that have it.
+    logs = {
+        "base": [log(0.0, (1.0, 2.0)), log(2.0, (1.0, 2.0)), log(1.0, (1.0,))],
+        "other": [log(1.0, (1.0, 3.0))],
+    }
+    axes = figures.study_curves(logs, name).axes
+    assert [axis.get_title() for axis in axes] == list(logs)
+    index = ["loss", "top1_error"].index(name)
+
+    def scaled(*points):
+        return [(epoch, *(factor * pair[index] for pair in pairs)) for epoch, *pairs in points]
+
+    found = lines_of(axes[0])
+    assert found[figures.TRAINING] == scaled((1.0, (8, 0.625)), (2.0, (7, 0.625)))
+    assert found["validation images"] == scaled((1.0, (10, 0.875)), (2.0, (10, 0.875)))
+    assert lines_of(axes[1])[figures.TRAINING] == scaled((1.0, (8, 0.625)), (3.0, (6, 0.625)))
+    band = {tuple(point) for point in axes[0].collections[0].get_paths()[0].vertices.tolist()}
+    ends = scaled((1.0, (7, 0.5), (9, 0.75)), (2.0, (6, 0.5), (8, 0.75)))
+    assert band == {(epoch, value) for epoch, *values in ends for value in values}
+
+
+def test_a_confusion_matrix_shows_shares_of_its_rows_and_counts():
+    matrix = np.array([[6, 2, 0], [0, 0, 0], [1, 0, 3]])
+    axis = figures.confusion(matrix, ("a", "b", "c")).axes[0]
+    shares = [[75, 25, 0], [0, 0, 0], [25, 0, 75]]
+    np.testing.assert_allclose(axis.images[0].get_array(), shares)
+    counts = {text.get_position(): text.get_text() for text in axis.texts}
+    assert counts == {(0, 0): "6", (1, 0): "2", (0, 2): "1", (2, 2): "3"}
+    dark = {text.get_text() for text in axis.texts if text.get_color() == "white"}
+    assert dark == {"6", "3"}  # on squares of more than a half
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("true class", "predicted class")
+    names = tuple(map(str, range(21)))
+    assert not figures.confusion(np.ones((21, 21), int), names).axes[0].texts  # no room
+
+
+def study_of(names, **options):
+    variants = {name: {} if name == "base" else {"seed": 1} for name in names}
+    return study.study(default(), variants, (0, 1), title="A study", **options)
+
+
+def test_differences_are_drawn_with_interval_seeds_and_the_papers():
+    table = [
+        Row("base", {0: 30.0, 1: 32.0}, (), None, None),
+        Row("worse", {0: 35.0, 1: 38.0}, (), (5.5, 4.0, 7.0), 1.5),
+        Row("similar", {0: 31.0, 1: 32.0}, (), (0.5, -2.0, 3.0), None),
+        Row("once", {1: 34.0}, (0,), (2.0, None, None), None),
+        Row("blind", {0: 90.0, 1: 90.0}, (), (59.0, 50.0, 68.0), None),
+    ]
+    (axis,) = figures.study_figure(study_of([row.name for row in table]), None, table).axes
+    places = {
+        text.get_text(): place
+        for place, text in zip(axis.get_yticks(), axis.get_yticklabels(), strict=True)
+    }
+    assert sorted(places, key=places.get) == ["blind", "once", "similar", "worse"]  # upwards
+
+    def drawn(name, marker):
+        return sorted(
+            x
+            for line in axis.lines
+            if line.get_marker() == marker and set(line.get_ydata()) == {places[name]}
+            for x in np.ravel(line.get_xdata()).tolist()
+        )
+
+    assert [drawn("worse", marker) for marker in ("None", "o", "|", "D")] == [
+        [4, 7], [5.5], [5, 6], [1.5],
+    ]  # fmt: skip
+    assert [drawn("similar", marker) for marker in ("None", "o", "|", "D")] == [
+        [-2, 3], [0.5], [0, 1], [],
+    ]  # fmt: skip
+    assert [drawn("once", marker) for marker in ("None", "o", "|")] == [[], [2], [2]]
+    # What is far away is an arrow at the edge, so that the others can be read.
+    (arrow,) = axis.texts
+    assert arrow.get_text() == "+59.0" and drawn("blind", "o") == []
+    edge = 1.1 * 7
+    assert arrow.xy == pytest.approx((edge, places["blind"]))
+    assert axis.get_xlim() == pytest.approx((-edge, edge))
+    colours = {
+        name: {line.get_color() for line in axis.lines
+               if line.get_marker() == "o" and set(line.get_ydata()) == {places[name]}}
+        for name in ("worse", "similar", "once")
+    }  # fmt: skip
+    assert colours["worse"] == {COLOURS[0]}
+    assert colours["similar"] == colours["once"] != colours["worse"]
+    assert axis.get_xlabel() == "difference in test error from base (31.0 %), points"
+
+
+def test_curves_down_to_a_target_are_the_training_errors(tmp_path):
+    config = study_of(("base", "tanh"), measure="epochs_to_error", target=0.25)
+    for number, (name, seed) in enumerate(study.runs(config)[:3]):  # the last has not begun
+        workdir = tmp_path / name / f"seed-{seed}"
+        log = [
+            training_mean(1.0, 1.0, 0.0),
+            evaluation("train", 1.0, 1.0, 0.5 + number / 8),
+            evaluation("validation", 1.0, 1.0, 0.0),
+            evaluation("train", 2.0, 1.0, 0.25),
+        ]
+        write_log(workdir, log)
+    (axis,) = figures.study_figure(config, tmp_path, []).axes
+    *curves, target = [np.transpose(line.get_data()).tolist() for line in axis.lines]
+    assert curves == [[[1, first], [2, 25]] for first in (50, 75, 62.5)]  # base, base, tanh
+    assert [y for _, y in target] == [25, 25]
+    assert lines_of(axis).keys() == {"base", "tanh"}  # a variant is named once
+
+
+def test_the_same_figure_is_the_same_bytes():
+    first, second = (figures.svg(figures.run_curve(LOG, "loss")) for _ in range(2))
+    assert first == second and b"<svg style=" in first
+    assert first != figures.svg(figures.run_curve(LOG, "top1_error"))

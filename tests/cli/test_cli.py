@@ -1,0 +1,387 @@
+"""What a person sees: help, tables, and one line for each mistake."""
+
+import ast
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from alexnet_jax.analysis import bench, predict, report, study, verify
+from alexnet_jax.cli import main as command
+from alexnet_jax.cli.arguments import parse, part, steps
+from alexnet_jax.cli.main import NOBODY_READS, VERBS, main
+from alexnet_jax.config import default
+from alexnet_jax.data import inputs, statistics
+from alexnet_jax.data import prepare as preparation
+from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.train import loop as training
+from alexnet_jax.train import network as trained
+from alexnet_jax.weights import files as weights
+from tests.support import png_folder, tiny_config
+
+QUICKSTART = "--config=experiments/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    "arguments,names",
+    [
+        (["trian"], ["trian", "did you mean 'train'"]),
+        (["train", QUICKSTART], ["--workdir is missing"]),
+        (["train", QUICKSTART, "--wrkdir=x"], ["--wrkdir", "did you mean --workdir"]),
+        (["train", "--config=experiments/quikstart.py"], ["experiments/quikstart.py"]),
+        (["inspect", "--config=experiments/imagenet.py:papr"], ["'papr'", "paper"]),
+        (
+            ["inspect", QUICKSTART, "--config.batchsize=3"],
+            ["config.batchsize", "config.batch_size?"],
+        ),
+        (
+            ["inspect", QUICKSTART, "--config.model.lrn.enable=False"],
+            ["config.model.lrn.enable:", "did you mean config.model.lrn.enabled?"],
+        ),
+        (["inspect", QUICKSTART, "--config.batch_size=many"], ["config.batch_size", "many"]),
+        (["inspect", QUICKSTART, "--config.model.activation=rely"], ["'relu'"]),
+        (["inspect", QUICKSTART, "extra"], ["extra"]),
+        (
+            ["train", QUICKSTART, "--workdir=/proc/nowhere", "--config.placement=vmap"],
+            ["--workdir=/proc/nowhere"],
+        ),
+        (
+            ["train", QUICKSTART, "--workdir=x", "--config.model.num_classes=11"],
+            ["config.model.num_classes = 11", "10 classes"],
+        ),
+        (
+            ["train", QUICKSTART, "--workdir=x", "--config.batch_size=65"],
+            ["config.batch_size = 65", "multiple of 4"],
+        ),
+        (
+            ["train", QUICKSTART, "--workdir=x", "--config.data.source=tfds:caltech101"],
+            ["caltech101", "tfds.load"],
+        ),
+        (["train", QUICKSTART, "--workdir=x", "--profile=9:5"], ["--profile=9:5", "20:25"]),
+        (["bench", QUICKSTART, "--rounds=0"], ["--rounds=0", "positive"]),
+        (["evaluate", "--workdir=/nonexistent"], ["/nonexistent"]),
+        (["train", QUICKSTART, "--workdir="], ["--workdir is empty"]),
+        (["export", "--workdir=x", "--out=s3://bucket/a.onnx"], ["--out=s3://bucket/a.onnx"]),
+        (["fields", "--group=optimiser"], ["optimiser"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, names, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    arguments = [a.replace("--workdir=x", f"--workdir={tmp_path}/run") for a in arguments]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    for name in names:
+        assert name in err
+
+
+@pytest.mark.parametrize(
+    "text,pair",
+    [("20:25", (20, 25)), ("7:7", (7, 7)), ("", None), ("0:3", ""), ("3:2", ""), ("3", ""),
+     ("1:2:3", ""), ("-1:2", "")],
+)  # fmt: skip
+def test_the_steps_of_a_trace(text, pair):
+    if pair != "":
+        assert steps(text) == pair
+        return
+    with pytest.raises(UsageError, match=f"^--profile={text}: .* such as 20:25$"):
+        steps(text)
+
+
+@pytest.mark.parametrize(
+    "text,pair",
+    [("1/1", (1, 1)), ("2/3", (2, 3)), ("11/11", (11, 11)), ("0/3", ""), ("4/3", ""), ("1", ""),
+     ("a/b", ""), ("1/0", ""), ("1/2/3", "")],
+)  # fmt: skip
+def test_the_part_of_a_study(text, pair):
+    if pair:
+        assert part(text) == pair
+        return
+    with pytest.raises(UsageError, match=f"^--part={text}: .* such as 2/3$"):
+        part(text)
+
+
+def test_images_are_what_is_no_flag():
+    names = VERBS["predict"][1]
+    flag = parse("predict", names, ["a.jpg", "--workdir=x", "--images=b.jpg", "c d.png"])
+    assert flag.images == ["b.jpg", "a.jpg", "c d.png"]
+    assert (flag.views, flag.json, flag.step, flag.weights) == ("1", False, 0, "")
+    assert parse("predict", names, ["--json", "--views=9"]).json is True
+    assert parse("predict", names, ["--nojson", "--weights=a.onnx"]).json is False
+
+
+@pytest.mark.parametrize(
+    "typed,says",
+    [
+        (["predict", "--views=5"], "--views=5"),
+        (["predict", "--step=-1"], "--step=-1"),
+        (["evaluate", "--workdir=x", "--split=half"], "--split=half"),
+        (["export", "--workdir=x"], "--out is missing; export needs it: The file or folder"),
+        (["verify"], "--workdir is missing; verify needs it"),
+        (["report", "--folder=x"], "--folder: no such flag of report; it has --workdir"),
+        (["predict", "a.jpg"], "give one of --workdir, a run, and --weights, a file"),
+        (["predict", "--workdir=x", "--weights=y.onnx", "a.jpg"], "give one of --workdir"),
+        (["export", "--workdir=x", "--out=a.txt"], "--out=a.txt: use one of .safetensors, .onnx"),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").touch()
+    assert main(typed) == 2
+    out, err = capsys.readouterr()
+    assert not out and says in err and err.count("\n") == 1
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What a verb calls, in place of the work: a function of a module, with its arguments."""
+    calls = []
+
+    def replace(module, name, result=None):
+        def record(*given):
+            calls.append(given)
+            return result
+
+        monkeypatch.setattr(module, name, record)
+
+    monkeypatch.setattr(trained, "config_of", lambda origin: default())
+    replace.calls = calls
+    return replace
+
+
+def test_what_is_typed_reaches_the_work(called, capsys):
+    """Each flag in its place, for each verb that hands flags on."""
+    network = SimpleNamespace(column=lambda: "the column", class_names=())
+    called(training, "train_and_evaluate", {"loss": 1})
+    called(trained, "evaluate_workdir", {"loss": 2})
+    called(verify, "verify", verify.Verdict(7, 1, 1, (), ()))
+    called(trained, "load", network)
+    called(weights, "write")
+    called(predict, "predict", [])
+    called(predict, "image_paths", ["paths"])
+    called(bench, "run", "speeds")
+    called(bench, "table", "table")
+    called(report, "write", "page")
+
+    def of(*typed):
+        called.calls.clear()
+        assert main(list(typed)) == 0
+        capsys.readouterr()
+        return called.calls
+
+    ((config, *rest),) = of("train", QUICKSTART, "--workdir=x", "--profile=2:3", "--config.seed=5")
+    assert config.seed == 5 and rest == [Path("x"), (2, 3)]
+    ((_, *rest),) = of("evaluate", "--workdir=x", "--views=10", "--split=train", "--step=4")
+    assert rest == [Path("x"), 10, "train", 4]
+    ((_, *rest),) = of("verify", "--workdir=x", "--until=7")
+    assert rest == [Path("x"), 7]
+    (_, *loaded), written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
+    assert loaded == [Path("x"), 4] and written == ("the column", Path("a.onnx"))
+    (_, *loaded), written = of("import", "--weights=b.onnx", "--out=a.safetensors")
+    assert loaded == [Path("b.onnx"), 0] and written == ("the column", Path("a.safetensors"))
+    paths, (_, *loaded), asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
+    assert paths == (["a.jpg", "b"],) and loaded == [Path("x"), 0]
+    assert asked == (network, ["paths"], 9)
+    (_, *rest), shown = of("bench", QUICKSTART, "--rounds=2", "--steps=3")
+    assert rest == [2, 3] and shown == ("speeds",)
+    assert of("report", "--workdir=x") == [(Path("x"),)]
+
+
+def test_a_split_that_a_run_does_not_have_is_named(capsys, tmp_path):
+    config = tiny_config()
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {"data.validation_fraction": 0.0, "evaluate.splits": ("train",)}
+        )
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert main(["evaluate", f"--workdir={tmp_path}", "--split=validation"]) == 2
+    expected = f"error: --split=validation: {tmp_path} has none; it has train, test\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_statistics_are_printed_as_fields_of_a_config(called, capsys, tmp_path):
+    found = statistics.Statistics(
+        mean_image=np.zeros((2, 2, 3), np.float32),
+        channel_mean=np.array([1.23456, 2.0, 3.0]),
+        stdevs=np.array([0.5, 0.25, 0.1234567]),
+        eigenvectors=np.arange(9.0).reshape(3, 3),
+        num_examples=7,
+    )
+    called(inputs, "compute_statistics", found)
+    assert main(["statistics", QUICKSTART, f"--workdir={tmp_path}"]) == 0
+    assert called.calls[0][1] == tmp_path / "statistics.npz"
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"wrote {tmp_path / 'statistics.npz'}, from 7 images. In a config:"
+    fields = {name.strip(): ast.literal_eval(value) for name, value in
+              (line.split(" = ") for line in lines)}  # fmt: skip
+    assert fields == {
+        "data.channel_mean": (1.2346, 2.0, 3.0),
+        "data.colour.stdevs": (0.5, 0.25, 0.123457),
+        "data.colour.eigenvectors": ((0.0, 1.0, 2.0), (3.0, 4.0, 5.0), (6.0, 7.0, 8.0)),
+    }
+
+
+def test_prepare_writes_both_splits(called, capsys, tmp_path):
+    called(preparation, "prepare")
+    assert main(["prepare", QUICKSTART, f"--out={tmp_path}"]) == 0
+    written = [(source.split, out) for source, _, out, _ in called.calls]
+    assert written == [("train", tmp_path / "train"), ("test", tmp_path / "test")]
+    show = called.calls[1][3]
+    show(200_000, 360_000)
+    show(250_000, 360_000)
+    show(360_000, 360_000)
+    err = capsys.readouterr().err.splitlines()
+    assert err == [f"test: {done} of 360000 images" for done in (200_000, 360_000)]
+
+
+def test_inspect_counts_the_classes_of_a_folder(capsys, tmp_path):
+    source = f"--config.data.source=folder:{png_folder(tmp_path, 8)}"
+    assert main(["inspect", "--config=experiments/imagenet.py", source]) == 0
+    assert re.search(r"^fc8 +8 +8 ", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("json,says", [(True, '{"image": "a.jpg", '), (False, "a.jpg\n ")])
+def test_predictions_are_text_or_json(json, says, called, capsys):
+    called(trained, "load", SimpleNamespace(class_names=("cat", "dog")))
+    called(predict, "image_paths", [])
+    called(predict, "predict", [(Path("a.jpg"), jax.numpy.array([0.25, 0.75]))])
+    assert main(["predict", "--workdir=x", "a.jpg", *(["--json"] if json else [])]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(says) and text.index("dog") < text.index("cat")
+
+
+def test_a_difference_that_verify_finds_is_exit_code_4(called, capsys):
+    verdict = verify.Verdict(7, 1, 1, ("step 3",), ())
+    called(verify, "verify", verdict)
+    assert main(["verify", "--workdir=x"]) == 4
+    assert capsys.readouterr().out == verdict.text() + "\n"
+    called(verify, "verify", dataclasses.replace(verdict, differences=()))
+    assert main(["verify", "--workdir=x"]) == 0
+
+
+def test_a_study_runs_its_part_and_says_what_failed(called, capsys, tmp_path):
+    typed = ["study", "--config=experiments/studies/components.py", f"--workdir={tmp_path}"]
+    called(study, "write", "the table")
+    called(study, "run", ["base, seed 0: why"])
+    assert main([*typed, "--part=2/3"]) == 5
+    assert called.calls[0][1:] == (tmp_path, (2, 3))
+    assert capsys.readouterr() == ("the table\n", "failed: base, seed 0: why\n")
+    called(study, "run", [])
+    assert main(typed) == 0
+    assert called.calls[2][1:] == (tmp_path, (1, 1))
+    called.calls.clear()
+    assert main([*typed, "--table_only"]) == 0
+    assert [given[1:] for given in called.calls] == [(tmp_path,)]  # `write` alone
+
+
+@pytest.mark.parametrize("signal,code", [(2, 130), (15, 143)])
+def test_a_signal_is_told_by_the_exit_code(signal, code, monkeypatch, capsys):
+    def stop(*_):
+        raise Stopped(40, signal)
+
+    monkeypatch.setattr(training, "train_and_evaluate", stop)
+    assert main(["train", QUICKSTART, "--workdir=x"]) == code
+    assert "step 40" in capsys.readouterr().err
+
+
+def test_another_process_that_is_lost_is_exit_code_3(monkeypatch, capsys):
+    """Of one process alone, or of a device without memory, the error itself is what helps."""
+    message, processes = "UNAVAILABLE: peer is gone\nand more", 2
+
+    def lose(*_):
+        raise jax.errors.JaxRuntimeError(message)
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(training, "train_and_evaluate", lose)
+    monkeypatch.setattr(command.os, "_exit", leave)
+    typed = ["train", QUICKSTART, "--workdir=x"]
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_start", lambda config: None)
+        patch.setattr(jax, "process_count", lambda: processes)
+        with pytest.raises(SystemExit) as exit:
+            main(typed)
+        assert exit.value.code == 3
+        err = capsys.readouterr().err
+        assert "(UNAVAILABLE: peer is gone); start all of them again" in err
+        message = "RESOURCE_EXHAUSTED: out of memory"
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            main(typed)
+        message, processes = "UNAVAILABLE", 1
+        with pytest.raises(jax.errors.JaxRuntimeError):
+            main(typed)
+
+
+def test_no_verb_is_a_mistake_and_help_is_none(capsys):
+    assert main([]) == 2
+    assert main(["help"]) == main(["-h"]) == main(["--help"]) == 0
+    assert capsys.readouterr().out.count("usage:") == 4
+
+
+def test_help_names_every_verb_and_flag(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for verb, (_, flags, example) in VERBS.items():
+        assert verb in text
+        assert main([verb, "--help"]) == 0
+        own = capsys.readouterr().out
+        assert example in own and all(f"--{flag}" in own for flag in flags)
+
+
+@pytest.mark.parametrize("closed", [("stdout",), ("stdout", "stderr")])
+def test_whoever_has_read_enough_is_no_error(closed):
+    """As in `inspect ... | head -1`: the reader is gone before the last line."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "alexnet_jax", "inspect", "--config=experiments/imagenet.py"]
+    pipes = {"stderr": subprocess.PIPE} | dict.fromkeys(closed, writer)
+    process = subprocess.run(command, **pipes)
+    os.close(writer)
+    assert process.returncode == NOBODY_READS and not process.stderr
+
+
+def test_inspect_prints_the_layers(capsys):
+    assert main(["inspect", "--config=experiments/imagenet.py"]) == 0
+    text = capsys.readouterr().out
+    assert "60,965,224" in text and "724,406,816" in text and "256 x 5x5x48" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
+    """The default on a CPU host is a real split over two devices; help starts nothing."""
+    code = (
+        "import sys, alexnet_jax, alexnet_jax.__main__ as m; m.main(['--help']);"
+        "assert not {'jax', 'tensorflow'} & set(sys.modules), 'heavy import';"
+        "from alexnet_jax import parallel; from alexnet_jax.config import default;"
+        "parallel.prepare_host(default());"
+        "import jax; print(jax.config.jax_compilation_cache_dir);"
+        "print(parallel.place(default()).describe())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "JAX_PLATFORMS": "cpu",
+        "XDG_CACHE_HOME": "/some/where",
+    }
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["/some/where/alexnet_jax", "pmap, 2 cpu devices"]
+
+
+def test_bench_measures_the_digits(capsys):
+    arguments = ["bench", QUICKSTART, "--config.batch_size=16", "--rounds=1", "--steps=1"]
+    assert main([*arguments, "--config.placement=vmap"]) == 0
+    text = capsys.readouterr().out
+    assert "vmap, 1 cpu device; batch 16" in text
+    names = ("first step", "training step", "forward alone", "training from data", "input alone")
+    for name in (*names, "peak memory"):
+        assert len(re.findall(rf"^  {name}.* \d+\.?\d* ", text, re.MULTILINE)) == 1, name

@@ -1,0 +1,153 @@
+"""Real processes on one machine, two devices each, joined over loopback: what hosts would do."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LOST_AFTER = 20
+CHANGES = (
+    "model.width=0.125", "batch_size=32", "num_epochs=0.5", "log_every_steps=1",
+    "checkpoint_every_steps=4", "data.colour.rule=source", "warn_stuck_after_steps=0",
+    # Slow: a rounding that moves the maximum of a pool to its neighbour shall not grow.
+    "optimizer.learning_rate=0.002",
+)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(workdir, *flags, env=()):
+    """`train` as a user types it, with two devices of its own."""
+    command = [
+        sys.executable, "-m", "alexnet_jax", "train", "--config=experiments/quickstart.py",
+        f"--workdir={workdir}", *(f"--config.{change}" for change in (*CHANGES, *flags)),
+    ]  # fmt: skip
+    kept = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL")}
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=kept | {"JAX_PLATFORMS": "cpu"} | dict(env),
+    )  # fmt: skip
+
+
+def start_pair(workdir, *flags):
+    port = free_port()
+    joined = (
+        "distributed.enabled=True", f"distributed.coordinator=127.0.0.1:{port}",
+        "distributed.process_count=2", f"distributed.lost_after_seconds={LOST_AFTER}",
+    )  # fmt: skip
+    return [start(workdir, *flags, *joined, f"distributed.process_id={i}") for i in range(2)]
+
+
+def finish(*processes):
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert "cpu_aot_loader" not in err  # which says of a program from the cache what is untrue
+    return out
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def losses(workdir, split=None):
+    """By step: of the means of training, or of the evaluations of a split."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    event = "evaluation" if split else "training"
+    return {
+        line["step"]: line["loss"]
+        for line in lines
+        if line["event"] == event and line.get("split") == split
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run by one process, one tower per device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    finish(start(workdir))
+    return workdir
+
+
+def same_run(workdir, alone):
+    assert len(losses(alone)) == 20
+    for split in (None, "validation", "test"):
+        expected, got = losses(alone, split), losses(workdir, split)
+        assert list(got) == list(expected)
+        np.testing.assert_allclose(list(got.values()), list(expected.values()), rtol=1e-4)
+    results = [json.loads((d / "result.json").read_text()) for d in (workdir, alone)]
+    assert results[0]["placement"] == "mesh" and results[0]["devices"] == 4
+    assert results[0]["test"]["num_examples"] == 360
+    for name, value in results[1]["test"].items():
+        if name != "dead_units":
+            assert results[0]["test"][name] == pytest.approx(value, rel=1e-3, abs=3 / 360), name
+    # Of both towers, whichever process is asked; a unit on the brink may fall to either side.
+    dead = [result["test"]["dead_units"] for result in results]
+    assert dead[0] == pytest.approx(dead[1], abs=0.05)
+    assert json.loads((workdir / "env.json").read_text())["processes"] == 2
+    # Which processes ran it is no part of the run: one resumes or tests it.
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["distributed"]["enabled"] is False
+
+
+def test_two_processes_train_as_one(tmp_path, alone):
+    """Told who takes part as `launch/slurm.sh` relies on: by Slurm's variables alone."""
+    slurm = {
+        "SLURM_JOB_ID": "77", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_NODES": "1", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+    }  # fmt: skip
+    pair = [
+        start(
+            tmp_path, "distributed.enabled=True",
+            env=slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    finish(*pair)
+    same_run(tmp_path, alone)
+
+
+def test_one_lost_ends_the_other_and_the_pair_resumes(tmp_path, alone):
+    """Told who takes part by flags; the one lost is now the one that all met at, now the other."""
+    for killed, saved in ((1, "4"), (0, "12")):
+        pair = start_pair(tmp_path)
+        wait_for(tmp_path / "checkpoints" / saved)
+        pair[killed].kill()
+        since = time.monotonic()
+        _, err = pair[1 - killed].communicate(timeout=120)
+        assert time.monotonic() - since < LOST_AFTER + 10
+        pair[killed].communicate()
+        # Ours, of the exchange that failed; JAX's own where it notices first, and aborts.
+        lines = {3: "another process of this run is gone", -signal.SIGABRT: "another task died"}
+        assert lines[pair[1 - killed].returncode] in err
+        assert not (tmp_path / "result.json").exists()
+    finish(*start_pair(tmp_path))
+    same_run(tmp_path, alone)
+
+
+def test_one_that_waits_in_vain_says_so(tmp_path):
+    waits = start(
+        tmp_path, "distributed.enabled=True", f"distributed.coordinator=127.0.0.1:{free_port()}",
+        "distributed.process_count=2", "distributed.process_id=0",
+        "distributed.start_timeout_seconds=2",
+    )  # fmt: skip
+    _, err = waits.communicate(timeout=60)
+    assert waits.returncode == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: config.distributed: the processes of this run did not meet")
