@@ -6,7 +6,7 @@ COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt
 COPY . .
 RUN pip install --no-cache-dir --no-deps .
-# Data sets are mounted: -v ~/tensorflow_datasets:/data
+# To use data sets of the host: -v ~/tensorflow_datasets:/data
 ENV TFDS_DATA_DIR=/data
 ENTRYPOINT ["python", "-m", "alexnet_jax"]
 CMD ["doctor"]

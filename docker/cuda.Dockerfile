@@ -2,7 +2,8 @@
 # docker run --rm --gpus=all -v "$PWD/runs:/alexnet_jax/runs" -v ~/tensorflow_datasets:/data \
 #   alexnet_jax:cuda train --config=experiments/imagenet.py:source --workdir=runs/source
 #
-# JAX brings CUDA along as packages; the host needs NVIDIA's driver and container toolkit only.
+# CUDA is installed with JAX, as Python packages. The host needs only NVIDIA's driver and container
+# toolkit.
 FROM python:3.12-slim
 WORKDIR /alexnet_jax
 COPY requirements.txt .

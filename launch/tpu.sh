@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# On every host of a Cloud TPU slice, from your own machine:
+# Training on every host of a Cloud TPU slice, started from your own machine:
 #
 #   gcloud compute tpus tpu-vm create alexnet --zone=us-west4-a --accelerator-type=v5litepod-16 \
 #     --version=v2-alpha-tpuv5-lite
 #   launch/tpu.sh alexnet us-west4-a experiments/imagenet.py:source /mnt/shared/runs/source \
 #     --config.batch_size=1024 --config.model.compute_dtype=bfloat16
 #
-# The hosts tell each other who takes part. They need the project in ~/alexnet_jax with its
-# environment (`make .venv`, then `.venv/bin/pip install 'jax[tpu]'`), and the folder of the run on a
-# file system that all of them have mounted (Filestore, or a bucket through gcsfuse).
-# DRY_RUN=1 prints the command in place of running it.
+# JAX finds the hosts of the slice by itself. They need the project in ~/alexnet_jax with its
+# environment (`make .venv`, then `.venv/bin/pip install 'jax[tpu]'`), and the workdir on a file system
+# that all of them have mounted (Filestore, or a bucket through gcsfuse).
+# DRY_RUN=1 prints the command instead of running it.
 set -euo pipefail
 name=$1 zone=$2 config=$3 workdir=$4
 shift 4
