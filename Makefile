@@ -14,12 +14,13 @@ test: .venv/done  ## Run the tests.
 test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
 
-mutants: .venv/done  ## Make one-line mistakes in the package, one at a time: each must fail a test.
+mutants: .venv/done  ## Make one-line mistakes, one at a time: each must fail a test.
 	$(RUN) -m tests.mutants.run
 
-lint: .venv/done  ## Check style.
+lint: .venv/done  ## Check style and types.
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
 
 docs: .venv/done  ## Build the documentation into site/, warnings as errors.
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
