@@ -24,8 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("table.md")
 PACKAGE = "alexnet_jax"
-_ASSERTED = ("assert", "Not equal", "DID NOT RAISE", "Regex pattern", "not less ordered")
-_TIMEOUT = 600
+_ASSERTED = ("assert", "AssertionError", "Failed: DID NOT RAISE")
+_TIMEOUT = 300  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,22 @@ def attempt(mutant: Mutant) -> Outcome:
         path = folder / PACKAGE / mutant.file
         path.write_text(mutant.apply(path.read_text()))
         begun = time.perf_counter()
-        done, failures = _pytest(folder, [mutant.test])
+        try:
+            done, failures = _pytest(folder, [mutant.test], timeout=_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return Outcome("", time.perf_counter() - begun, f"not done after {_TIMEOUT} s")
         seconds = time.perf_counter() - begun
     output = done.stdout[-3000:] + done.stderr[-1000:]
     if done.returncode != 1:  # 1: tests ran, and some failed
         return Outcome("", seconds, output)
-    wanted = (mutant.raises,) if mutant.raises else _ASSERTED
-    reason = next((text for text in failures if any(word in text for word in wanted)), "")
+    reason = next(
+        (
+            text
+            for text in failures
+            if (mutant.raises in text if mutant.raises else text.startswith(_ASSERTED))
+        ),
+        "",
+    )
     return Outcome(reason, seconds, output)
 
 
@@ -106,18 +115,21 @@ def _lay_out(folder: Path) -> None:
     subprocess.run(["cp", "-r", str(ROOT / "tests"), str(folder / "tests")], check=True)
 
 
-def _pytest(folder: Path, nodes: list[str], *more: str):
+def _pytest(
+    folder: Path, nodes: list[str], *more: str, timeout: float | None = None
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """Runs pytest and returns, besides, the first line of the message of each failure."""
     results = folder / "results.xml"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", "not slow",
          f"--junitxml={results}", *more, *nodes],
-        cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT,
+        cwd=folder, capture_output=True, text=True, timeout=timeout,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )  # fmt: skip
     failures = []
     if results.exists():
         for failure in ElementTree.parse(results).iter("failure"):
-            failures.append(f"{failure.get('message', '')}\n{failure.text or ''}")
+            failures.append(failure.get("message", "").partition("\n")[0])
     return done, failures
 
 
