@@ -177,13 +177,11 @@ def field_table(group: str = "", markdown: bool = False) -> str:
             + ("" if field.resume else "; fixed for a run that is resumed")
             for path, field in found.items()
         )
-    rows = ["| field | default | values | meaning | since | may change on resume |"]
-    rows.append("|---|---|---|---|---|---|")
+    rows = ["| field | default | meaning | values |", "|---|---|---|---|"]
     for path, field in found.items():
-        cells = (
-            f"`{path}`", f"`{field.default!r}`", field.range(), field.help, field.since,
-            "yes" if field.resume else "no",
-        )  # fmt: skip
+        values = f"{field.range()}; since {field.since}"
+        values += "" if field.resume else "; fixed for a run that is resumed"
+        cells = (f"`{path}`", f"`{field.default!r}`", field.help, values)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 

@@ -80,9 +80,10 @@ class Field:
         if isinstance(self.default, bool):
             return "True, False"
         bounds = (
-            (">=", self.low), (">", self.above), ("<=", self.high), ("<", self.below),
+            ("at least", self.low), ("more than", self.above), ("at most", self.high),
+            ("less than", self.below),
         )  # fmt: skip
-        text = ", ".join(f"{sign} {bound:,}" for sign, bound in bounds if bound is not None)
+        text = ", ".join(f"{words} {bound:,}" for words, bound in bounds if bound is not None)
         kinds: dict[type, str] = {
             int: "whole number",
             float: "number",
@@ -90,7 +91,7 @@ class Field:
             tuple: self._items(),
         }
         kind = kinds.get(self.kind, "number or None")
-        return f"{kind} {text}".strip()
+        return f"{kind}, {text}" if text else kind
 
     def _items(self) -> str:
         """The items of a tuple, in words."""
@@ -182,7 +183,7 @@ FIELDS: dict[str, Field] = {
         low=1, resume=True,
     ),
     "num_epochs": Field(
-        90.0, "Length of the run in passes over the training images.", low=0, high=1e6, resume=True,
+        90.0, "Length of the run in passes over the training images.", low=0, high=10**6, resume=True,
     ),
     "stop_at_error": Field(
         0.0,

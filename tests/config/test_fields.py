@@ -32,7 +32,8 @@ def test_a_field_is_added_in_one_place(monkeypatch, capsys):
     assert main(["fields", "--group=data.sharpen"]) == 0
     assert "How much images are sharpened." in capsys.readouterr().out
     page = runpy.run_path(str(ROOT / "docs" / "hooks.py"))["on_page_markdown"]("{{ fields }}")
-    assert "| `data.sharpen` | `0.5` | number >= 0, <= 2 | How much" in page
+    assert "| `data.sharpen` | `0.5` | How much" in page
+    assert "| number, at least 0, at most 2; since 0.3.0; fixed" in page
     # A workdir of before the field did what `before` says.
     assert from_json(json.dumps(old), "config.json").data.sharpen == 0.25
 
