@@ -14,10 +14,10 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs that several tests compile are compiled once, by whichever worker comes first, and never
-# taken from an earlier session.
+# taken from an earlier session; mutants.run names a folder for all that it starts.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _programs = tempfile.TemporaryDirectory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("TEST_PROGRAMS") or _programs.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 

@@ -156,9 +156,7 @@ def main() -> int:
     parser.add_argument("word", nargs="?", default="", help="only mutants that contain it")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    mutants = [
-        m for m in read() if options.word in f"{m.file} {m.what} {m.test}"
-    ]  # fmt: skip
+    mutants = [m for m in read() if options.word in f"{m.file} {m.what} {m.test}"]
     print(f"{len(mutants)} mutants; first their tests on the package as it is", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -169,7 +167,12 @@ def main() -> int:
             print(done.stdout[-5000:])
             return 1
     rows, survived = [], 0
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    with (
+        tempfile.TemporaryDirectory() as programs,
+        concurrent.futures.ThreadPoolExecutor(options.jobs) as pool,
+    ):
+        # JAX finds a program by its text, so that no mutant gets that of another.
+        os.environ["TEST_PROGRAMS"] = programs
         for mutant, outcome in zip(mutants, pool.map(attempt, mutants), strict=True):
             rows.append((mutant, outcome))
             survived += not outcome.reason
