@@ -1,4 +1,8 @@
-"""What is installed, which devices JAX finds, where the towers would run, and what is missing."""
+"""Examines an installation: packages, devices, placement and data, and what is missing.
+
+`NEEDED` repeats the dependencies of pyproject.toml, since in a clone the package itself is not
+installed and has no metadata.
+"""
 
 import dataclasses
 import os
@@ -42,7 +46,7 @@ class Finding:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package, or of one that is as good."""
+    """The version of an installed package, or of one that takes its place."""
     for name in (package, *_INSTEAD.get(package, ())):
         try:
             return metadata.version(name)
@@ -52,7 +56,7 @@ def version(package: str) -> str | None:
 
 
 def python() -> Finding:
-    """The interpreter."""
+    """Examines the Python interpreter."""
     low, high = (".".join(map(str, pair)) for pair in PYTHONS)
     fits = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
     advice = "" if fits else f"use Python {low} to {high}: make PYTHON=python3.12 .venv"
@@ -60,7 +64,7 @@ def python() -> Finding:
 
 
 def packages() -> list[Finding]:
-    """Those that are needed, then those that some features want."""
+    """Examines the packages that everything needs, then those of some features."""
     found = []
     for name in NEEDED:
         has = version(name)
@@ -74,7 +78,7 @@ def packages() -> list[Finding]:
 
 
 def devices() -> list[Finding]:
-    """What JAX runs on, whether something better lies idle, and where the towers go."""
+    """Examines the devices: what JAX uses, what it could use, and where the towers would run."""
     try:
         import jax
 
@@ -115,12 +119,12 @@ _GPU_ADVICE = 'pip install "jax[cuda13]"; then nvidia-smi must list the GPU'
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver shows one, to JAX or not."""
+    """Whether the driver shows an NVIDIA GPU, whatever JAX finds."""
     return Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
 
 
 def data_sets() -> list[Finding]:
-    """Whether TFDS has prepared the two that the configurations name."""
+    """Examines whether TFDS has prepared the data sets of the configurations."""
     where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     root = Path(where).expanduser()
     found = []

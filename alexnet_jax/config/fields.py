@@ -183,7 +183,8 @@ FIELDS: dict[str, Field] = {
         low=1, resume=True,
     ),
     "num_epochs": Field(
-        90.0, "Length of the run in passes over the training images.", low=0, high=10**6, resume=True,
+        90.0, "Length of the run in passes over the training images.",
+        low=0, high=10**6, resume=True,
     ),
     "stop_at_error": Field(
         0.0,
@@ -517,7 +518,10 @@ def suggestion(path: str, known: Iterator[str] | list[str] | None = None) -> str
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field that is not a group, as (`model.pool.window`, value)."""
+    """Every field that is not a group, as (`model.pool.window`, value).
+
+    Not by `flax.traverse_util.flatten_dict`, which would import JAX for every `--help`.
+    """
     for name, value in config.items():
         if isinstance(value, (dict, ConfigDict)):
             yield from leaves(value, f"{prefix}{name}.")
