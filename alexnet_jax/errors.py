@@ -16,7 +16,17 @@ class Stopped(Exception):
       signal: that asked; a shell shows 128 plus it as the exit code.
     """
 
-    def __init__(self, step: int, signal: int):
-        """After `step`."""
-        super().__init__(f"stopped after step {step}, which is saved; the same command resumes")
+    def __init__(self, step: int, signal: int, checkpoint: int | None = None):
+        """Says after which step the run stopped, and from where it resumes.
+
+        Args:
+          step: the last step that was done.
+          signal: the signal that asked.
+          checkpoint: step of the newest checkpoint, if that may be an earlier one: among steps that
+            are not finite nothing is saved.
+        """
+        resumes = "which is saved; the same command resumes"
+        if checkpoint not in (None, step):
+            resumes = f"and saved after step {checkpoint}; the same command resumes from there"
+        super().__init__(f"stopped after step {step}, {resumes}")
         self.signal = signal

@@ -103,8 +103,9 @@ def train_and_evaluate(
                 if run.ended:
                     result = finish(run)
             saved.wait()
+        checkpoint = max(saved.steps(), default=0)
     if result is None and run.stop.signal is not None:
-        raise Stopped(run.step, run.stop.signal)
+        raise Stopped(run.step, run.stop.signal, checkpoint)
     return result or {"step": run.step}
 
 

@@ -117,3 +117,11 @@ def test_until_is_at_least_so_far(unbroken, tmp_path):
     for until, step in ((3, 3), (3, 3), (2, 3), (5, 5)):
         assert train_and_evaluate(small_run(), tmp_path, until=until) == {"step": step}
     assert train_and_evaluate(small_run(), tmp_path) == unbroken[1]
+
+
+def test_it_says_from_where_the_run_resumes():
+    says = "stopped after step 7, which is saved; the same command resumes"
+    assert str(Stopped(7, signal.SIGTERM, 7)) == str(Stopped(7, signal.SIGTERM)) == says
+    # Among steps that are not finite the newest checkpoint is an earlier one.
+    says = "stopped after step 7, and saved after step 4; the same command resumes from there"
+    assert str(Stopped(7, signal.SIGTERM, 4)) == says
