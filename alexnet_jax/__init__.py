@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from alexnet_jax.model.columns import split_towers as split_towers
     from alexnet_jax.model.tower import Tower as Tower
     from alexnet_jax.parallel.hosts import prepare_host as prepare_host
-    from alexnet_jax.train.loop import train_and_evaluate as train_and_evaluate
-    from alexnet_jax.train.network import Network as Network
-    from alexnet_jax.train.network import config_of as config_of
-    from alexnet_jax.train.network import evaluate_workdir as evaluate_workdir
-    from alexnet_jax.train.network import load as load
+    from alexnet_jax.training.loop import train_and_evaluate as train_and_evaluate
+    from alexnet_jax.training.network import Network as Network
+    from alexnet_jax.training.network import config_of as config_of
+    from alexnet_jax.training.network import evaluate_workdir as evaluate_workdir
+    from alexnet_jax.training.network import load as load
 
 _HOME = {
-    "Network": "train.network",
+    "Network": "training.network",
     "Stopped": "errors",
     "Tower": "model.tower",
     "UsageError": "errors",
-    "config_of": "train.network",
-    "evaluate_workdir": "train.network",
+    "config_of": "training.network",
+    "evaluate_workdir": "training.network",
     "layer_table": "analysis.inspect",
-    "load": "train.network",
+    "load": "training.network",
     "merge_towers": "model.columns",
     "prepare_host": "parallel.hosts",
     "split_towers": "model.columns",
-    "train_and_evaluate": "train.loop",
+    "train_and_evaluate": "training.loop",
 }
 __all__ = [
     "Network",

@@ -21,7 +21,7 @@ import numpy as np
 HERE = Path(__file__).parent
 FLOP_PER_IMAGE = {"train": 4.136e9, "forward": 1.449e9}
 """Operations of the two-tower network, where a multiply-add counts as two. Training takes three
-forward passes without the gradient of conv1's input (tests/train/test_compiled.py counts them)."""
+forward passes without the gradient of conv1's input (tests/training/test_compiled.py)."""
 
 PEERS = {
     "ours": ["{python}", "ours.py"],

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train.network import config_of, mean_of
+from alexnet_jax.training.network import config_of, mean_of
 
 
 def get_config(origin: str = "") -> ConfigDict:

@@ -15,9 +15,9 @@ from alexnet_jax.config.table import layer_row
 from alexnet_jax.data import inputs
 from alexnet_jax.model import dropout
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.train import optimizer as optim
-from alexnet_jax.train.state import init_state
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_train_step
 
 needs_data = pytest.mark.skipif(
     not Path(os.environ.get("TFDS_DATA_DIR", "/nonexistent")).is_dir(),

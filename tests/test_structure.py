@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "alexnet_jax"
-FOLDERS = ("config", "model", "parallel", "data", "weights", "train", "analysis", "cli")
+FOLDERS = ("config", "model", "parallel", "data", "weights", "training", "analysis", "cli")
 """As in CONTRIBUTING.md; the modules of the package's own folder come before them all."""
 
 
@@ -72,7 +72,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 def test_every_module_is_in_a_folder_or_at_the_base():
     base = {name.rpartition(".")[2] for name in NAMES if not folder(name)}
-    assert base == {"alexnet_jax", "__main__", "cache", "errors", "paths"}
+    assert base == {"alexnet_jax", "__main__", "cache", "errors", "paths", "registry"}
 
 
 def test_the_contributing_page_names_the_folders_in_this_order():

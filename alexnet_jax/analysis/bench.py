@@ -20,10 +20,10 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import Source, fit_classes, open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.train import evaluate as evaluation
-from alexnet_jax.train import loop as train
-from alexnet_jax.train import optimizer as optim
-from alexnet_jax.train.state import TrainState, init_state
+from alexnet_jax.training import evaluate as evaluation
+from alexnet_jax.training import loop as train
+from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training.state import TrainState, init_state
 
 
 @dataclasses.dataclass

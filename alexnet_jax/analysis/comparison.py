@@ -14,8 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
-from alexnet_jax.train import log
-from alexnet_jax.train.events import Evaluation
+from alexnet_jax.training import log
+from alexnet_jax.training.events import Evaluation
 
 NOTE = (
     "Differences are between runs of equal seeds; in brackets is the 95 % confidence interval of "

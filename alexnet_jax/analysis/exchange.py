@@ -14,9 +14,9 @@ from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.model.precision import widened
 from alexnet_jax.model.tower import build_tower, parameter_shapes
 from alexnet_jax.parallel.exchange import alternatives, by_point, collectives, points
-from alexnet_jax.train import optimizer as optim
-from alexnet_jax.train.state import init_state
-from alexnet_jax.train.step import make_train_step
+from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training.state import init_state
+from alexnet_jax.training.step import make_train_step
 
 
 def lower_step(config: ConfigDict, placement: parallel.Placement) -> jax.stages.Lowered:

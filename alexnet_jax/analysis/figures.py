@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
 from alexnet_jax.analysis.comparison import Row, training_curve
-from alexnet_jax.train.drawing import COLOURS, FAINT, INK, STYLE
-from alexnet_jax.train.events import Evaluation, Event, TrainingMean
+from alexnet_jax.training.drawing import COLOURS, FAINT, INK, STYLE
+from alexnet_jax.training.events import Evaluation, Event, TrainingMean
 
 
 def svg(figure: Figure) -> bytes:

@@ -10,10 +10,10 @@ import numpy as np
 
 from alexnet_jax import parallel
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.folder_source import EXTENSIONS, Folder
+from alexnet_jax.data.sources.folder import EXTENSIONS, Folder
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import evaluate
-from alexnet_jax.train.network import Network
+from alexnet_jax.training import evaluate
+from alexnet_jax.training.network import Network
 
 
 def image_paths(arguments: Iterable[str]) -> list[Path]:

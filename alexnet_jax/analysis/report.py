@@ -19,8 +19,8 @@ from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import drawing, log
-from alexnet_jax.train.events import Evaluation, Event, TrainingMean, Warned, to_json
+from alexnet_jax.training import drawing, log
+from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
 
 PREDICTIONS = 8
 NEIGHBOURS = 6
@@ -50,7 +50,7 @@ def write(folder: Path) -> Path:
 
 def run_page(workdir: Path) -> str:
     """The page of a run: curves, kernels, predictions, neighbours, confusion, config."""
-    from alexnet_jax.train.network import config_of
+    from alexnet_jax.training.network import config_of
 
     config = config_of(workdir)
     events = log.read(workdir)
@@ -215,7 +215,7 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
       UsageError: no checkpoint is whole, or the data set is missing.
     """
     from alexnet_jax.data.sources import open_sources
-    from alexnet_jax.train.network import load
+    from alexnet_jax.training.network import load
 
     sources = open_sources(config)
     run = load(config, workdir)
@@ -266,7 +266,7 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
     """Predictions and features for the images of a source, or for the first `most` of them."""
     from alexnet_jax import parallel
     from alexnet_jax.data import pipeline
-    from alexnet_jax.train import evaluate
+    from alexnet_jax.training import evaluate
 
     placement = parallel.place(run.config)
     step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)

@@ -21,7 +21,7 @@ from alexnet_jax.config import completed, leaves, tuples, validate
 from alexnet_jax.config import from_json as from_json_file
 from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
-from alexnet_jax.train.workdir import write_json
+from alexnet_jax.training.workdir import write_json
 
 MEASURES = ("test_error", "train_error", "epochs_to_error")
 
@@ -145,7 +145,7 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
       UsageError: the study is wrong, or a finished run has another configuration.
       Stopped: a signal asked the run to stop.
     """
-    from alexnet_jax.train.loop import train_and_evaluate
+    from alexnet_jax.training.loop import train_and_evaluate
 
     check(config)
     failed = []

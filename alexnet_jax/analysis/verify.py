@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 from alexnet_jax import parallel
 from alexnet_jax.config import leaves
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import log
-from alexnet_jax.train import workdir as workdirs
-from alexnet_jax.train.events import Evaluation, Event, Saved, TrainingMean, Warned, to_json
-from alexnet_jax.train.loop import train_and_evaluate
+from alexnet_jax.training import log
+from alexnet_jax.training import workdir as workdirs
+from alexnet_jax.training.events import Evaluation, Event, Saved, TrainingMean, Warned, to_json
+from alexnet_jax.training.loop import train_and_evaluate
 
 _TIMES = ("images_per_second", "data_wait_fraction")
 

@@ -33,7 +33,7 @@ def train(flag: flags.FlagValues) -> None:
     config, workdir = flag.config, Path(flag.workdir)
     profile = arguments.steps(flag.profile)
     _start(config)
-    from alexnet_jax.train.loop import train_and_evaluate
+    from alexnet_jax.training.loop import train_and_evaluate
 
     result = train_and_evaluate(config, workdir, profile)
     print(json.dumps(result, indent=2))
@@ -41,7 +41,7 @@ def train(flag: flags.FlagValues) -> None:
 
 def evaluate(flag: flags.FlagValues) -> None:
     """Evaluate a trained network on a whole split: the centre crop, or nine or ten views."""
-    from alexnet_jax.train.network import config_of, evaluate_workdir
+    from alexnet_jax.training.network import config_of, evaluate_workdir
 
     workdir = Path(flag.workdir)
     config = config_of(workdir)
@@ -53,7 +53,7 @@ def evaluate(flag: flags.FlagValues) -> None:
 def verify(flag: flags.FlagValues) -> int:
     """Run the first steps of a workdir again and compare losses and checksums with its log."""
     from alexnet_jax.analysis.verify import verify as compare
-    from alexnet_jax.train.network import config_of
+    from alexnet_jax.training.network import config_of
 
     workdir = Path(flag.workdir)
     config = config_of(workdir)
@@ -94,7 +94,7 @@ def statistics(flag: flags.FlagValues) -> None:
     config, workdir = flag.config, Path(flag.workdir)
     _start(config)
     from alexnet_jax.data.inputs import STATISTICS, compute_statistics
-    from alexnet_jax.train.workdir import Writer
+    from alexnet_jax.training.workdir import Writer
 
     with Writer(workdir):
         result = compute_statistics(config, workdir / STATISTICS)
@@ -154,7 +154,7 @@ def study(flag: flags.FlagValues) -> int:
 def report(flag: flags.FlagValues) -> None:
     """Write one page about a run or a study: curves, kernels, predictions, confusions."""
     from alexnet_jax.analysis import report as pages
-    from alexnet_jax.train.network import config_of
+    from alexnet_jax.training.network import config_of
 
     workdir = Path(flag.workdir)
     if (workdir / "config.json").is_file():
@@ -199,7 +199,7 @@ def _network(flag: flags.FlagValues):
     """The network of --workdir or --weights, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
         raise UsageError("give one of --workdir, a run, and --weights, a file")
-    from alexnet_jax.train import network as trained
+    from alexnet_jax.training import network as trained
 
     origin = Path(flag.workdir or flag.weights)
     config = trained.config_of(origin)

@@ -2,7 +2,7 @@
 
 import json
 
-from alexnet_jax.train.events import Evaluation, TrainingMean, to_json
+from alexnet_jax.training.events import Evaluation, TrainingMean, to_json
 
 
 def training_mean(epoch, loss, error, step=1):

@@ -10,7 +10,7 @@ from scipy import stats
 
 from alexnet_jax.analysis import comparison, study
 from alexnet_jax.config import default
-from alexnet_jax.train.events import Warned
+from alexnet_jax.training.events import Warned
 from tests.analysis.logs import evaluation, training_mean, write_log
 
 SEEDS = (0, 1, 2)

@@ -6,8 +6,8 @@ import pytest
 from alexnet_jax.analysis import figures, study
 from alexnet_jax.analysis.comparison import Row
 from alexnet_jax.config import default
-from alexnet_jax.train.drawing import COLOURS
-from alexnet_jax.train.events import Warned
+from alexnet_jax.training.drawing import COLOURS
+from alexnet_jax.training.events import Warned
 from tests.analysis.logs import evaluation, training_mean, write_log
 
 

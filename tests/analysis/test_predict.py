@@ -9,7 +9,7 @@ from PIL import Image
 
 from alexnet_jax.analysis import predict
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import network as trained
+from alexnet_jax.training import network as trained
 from alexnet_jax.weights.files import write
 from tests.weights.test_weights import changed, network, theirs
 

@@ -22,13 +22,13 @@ from alexnet_jax.config import default
 from alexnet_jax.data import sources
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train import network as trained
-from alexnet_jax.train.events import Saved, Warned
-from alexnet_jax.train.loop import train_and_evaluate
+from alexnet_jax.training import network as trained
+from alexnet_jax.training.events import Saved, Warned
+from alexnet_jax.training.loop import train_and_evaluate
 from tests.analysis.logs import evaluation, training_mean, write_log
 from tests.analysis.test_study import small
 from tests.support import png_folder
-from tests.train.test_train import short_config
+from tests.training.test_train import short_config
 
 
 @pytest.fixture(scope="module")

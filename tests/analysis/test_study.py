@@ -17,8 +17,8 @@ from alexnet_jax.analysis import study
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import leaves
 from alexnet_jax.errors import Stopped, UsageError
-from alexnet_jax.train import loop as train
-from tests.train.test_train import short_config
+from alexnet_jax.training import loop as train
+from tests.training.test_train import short_config
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {

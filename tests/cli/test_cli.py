@@ -21,8 +21,8 @@ from alexnet_jax.config import default
 from alexnet_jax.data import inputs, statistics
 from alexnet_jax.data import prepare as preparation
 from alexnet_jax.errors import Stopped, UsageError
-from alexnet_jax.train import loop as training
-from alexnet_jax.train import network as trained
+from alexnet_jax.training import loop as training
+from alexnet_jax.training import network as trained
 from alexnet_jax.weights import files as weights
 from tests.support import png_folder, tiny_config
 

@@ -8,7 +8,7 @@ from PIL import Image
 from alexnet_jax import cache
 from alexnet_jax.data import inputs
 from alexnet_jax.data.sources import open_train
-from alexnet_jax.train import evaluate
+from alexnet_jax.training import evaluate
 from tests.support import tiny_config
 
 SIZE, CROP = 11, 6

@@ -16,10 +16,10 @@ from alexnet_jax.data.decode import pixels
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.sources import open_source, open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.train.loop import train_and_evaluate
+from alexnet_jax.training.loop import train_and_evaluate
 from tests.data.test_pipeline import data_config
 from tests.support import png_folder
-from tests.train.test_train import lines, log, short_config
+from tests.training.test_train import lines, log, short_config
 
 FORMATS = {
     "jpeg": ("RGB", dict(format="JPEG", quality=90)),

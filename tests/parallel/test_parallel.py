@@ -10,15 +10,15 @@ import pytest
 from alexnet_jax import parallel
 from alexnet_jax.config import default
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.prepared_source import Prepared
 from alexnet_jax.data.sources import open_source
+from alexnet_jax.data.sources.prepared import Prepared
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
-from alexnet_jax.train import evaluate
-from alexnet_jax.train import optimizer as optim
-from alexnet_jax.train.checkpoint import Checkpoints
-from alexnet_jax.train.loop import train_and_evaluate
-from alexnet_jax.train.state import init_state
+from alexnet_jax.training import evaluate
+from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.loop import train_and_evaluate
+from alexnet_jax.training.state import init_state
 from tests.support import PLACEMENTS, Step, placement_of, tiny_config
 
 

@@ -13,16 +13,16 @@ from safetensors.numpy import save_file
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import default, presets
 from alexnet_jax.data.classes import imagenet_classes, shown_name
-from alexnet_jax.data.folder_source import Folder
+from alexnet_jax.data.sources.folder import Folder
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.train import network as trained
-from alexnet_jax.train.loop import train_and_evaluate
+from alexnet_jax.training import network as trained
+from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.weights import caffe, torchvision
 from alexnet_jax.weights.column import Column, from_towers, to_towers
 from alexnet_jax.weights.files import read, write
 from tests.support import png_folder, tiny_config
-from tests.train.test_train import short_config
+from tests.training.test_train import short_config
 from tests.weights.test_onnx_reference import GRAPH
 
 
@@ -82,7 +82,7 @@ def network(config, mean=None):
 def ours(found, images_BxSxSx3):
     """Probabilities by JAX, of whole uint8 images as big as the crop."""
     from alexnet_jax import parallel
-    from alexnet_jax.train import evaluate
+    from alexnet_jax.training import evaluate
     from tests.support import placement_of
 
     net = trained.of_column(found)

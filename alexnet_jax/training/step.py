@@ -1,0 +1,123 @@
+"""The train step: forward pass, backward pass and update of one tower, as a pure function."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from alexnet_jax import parallel
+from alexnet_jax.data.inputs import Inputs
+from alexnet_jax.model import collectives
+from alexnet_jax.model.tower import Tower
+from alexnet_jax.parallel.exchange import CHECK
+from alexnet_jax.training.evaluate import top_errors
+from alexnet_jax.training.state import TrainState
+
+
+def make_train_step(
+    config: ConfigDict,
+    tower: Tower,
+    inputs: Inputs,
+    tx: optax.GradientTransformationExtraArgs,
+    placement: parallel.Placement,
+    steps_per_epoch: int,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Compiles one step for every tower and part of the batch.
+
+    The batch holds `image`, `label`, `colour` and `index` (see `data.pipeline`). The metrics are
+    means over the global batch, computed before the update, and `not_finite`: int32 `[n]`, the
+    number of towers in which each gradient (in the order of `jax.tree.leaves`) and last the loss
+    holds a NaN or an infinity. If any does, only the number of the step changes.
+
+    With `config.accumulate_steps` a device works through its share of the batch in that many parts,
+    in the memory of one; the update is the same. Gradients of the layers in `config.freeze` are not
+    computed: the update rule sees zeros for them, and their parameters stay as they are.
+    """
+    noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
+
+    def gradients_and_sums(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        images = inputs.train(batch, noise=state.step < noisy_steps)
+        dropout_key = jax.random.fold_in(jax.random.key(state.seed), 1)
+        step_key = jax.random.fold_in(dropout_key, state.step)
+        trained, frozen = split_frozen(state.params)
+
+        def loss_fn(trained: dict) -> tuple[jax.Array, tuple]:
+            params = trained | frozen
+            logits: Any = tower.apply({"params": params}, images, step_key, batch["index"])
+            # One-hot labels, since the gradient of picking one logit per image would be a scatter.
+            one_hot = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
+            losses = optax.softmax_cross_entropy(logits, one_hot)
+            loss = jnp.sum(losses) / config.batch_size
+            # Every tower computes the same loss, and the transposes of psum and all_gather add up
+            # the gradients of all towers: each must differentiate its share only.
+            return loss / tower.towers, (logits, losses)
+
+        gradients, (logits, losses) = jax.grad(loss_fn, has_aux=True)(trained)
+        top1, top5 = top_errors(logits, batch["label"])
+        sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
+        return gradients, sums
+
+    def split_frozen(params: dict) -> tuple[dict, dict]:
+        frozen = {name: params[name] for name in params if name in config.freeze}
+        return {name: params[name] for name in params if name not in frozen}, frozen
+
+    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict]:
+        parts = config.accumulate_steps
+        if parts == 1:
+            return gradients_and_sums(state, batch)
+        # Gradients and metrics are sums over examples, and random draws depend on the example, so
+        # the parts add up to the same result.
+        batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        first = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda x: x[0], batch))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+
+        def add(total: tuple, part: dict) -> tuple[tuple, None]:
+            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+
+        return jax.lax.scan(add, zeros, batch)[0]
+
+    def not_finite(gradients: dict, loss: jax.Array) -> jax.Array:
+        # A sum is finite if every term is, and XLA adds faster than it tests each term.
+        sums = jnp.stack([jnp.sum(g) for g in jax.tree.leaves(gradients)] + [loss])
+        with jax.named_scope(CHECK):
+            return collectives.sum_over_towers((~jnp.isfinite(sums)).astype(jnp.int32))
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        trained, frozen = split_frozen(state.params)
+        gradients, sums = placement.sum_over_data(accumulated(state, batch))
+        gradients = gradients | jax.tree.map(jnp.zeros_like, frozen)
+        wrong = not_finite(gradients, sums["loss"])
+
+        def apply(trained: dict, opt_state: Any) -> tuple[dict, Any]:
+            updates: Any
+            updates, opt_state = tx.update(
+                gradients, opt_state, trained | frozen, rate_scale=state.rate_scale
+            )
+            updates = {name: updates[name] for name in trained}
+            # The new velocity is stored before the weights change: otherwise XLA computes it again
+            # for them, from copies of everything that it has overwritten by then.
+            updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
+            new: Any = optax.apply_updates(trained, updates)
+            return new, opt_state
+
+        def skip(trained: dict, opt_state: Any) -> tuple[dict, Any]:
+            # The counters of the schedule advance, the velocity does not.
+            def count(x: jax.Array) -> jax.Array:
+                return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x
+
+            return trained, jax.tree.map(count, opt_state)
+
+        trained, opt_state = jax.lax.cond(
+            jnp.all(wrong == 0), apply, skip, trained, state.opt_state
+        )
+        new_state = TrainState(
+            state.step + 1, trained | frozen, opt_state, state.rate_scale, state.seed
+        )
+        means = jax.tree.map(lambda x: x / config.batch_size, sums)
+        return new_state, means | {"not_finite": wrong}
+
+    return placement.spread(train_step, ("tower", "batch"), ("tower", "same"), donate=(0,))

@@ -1,0 +1,302 @@
+"""Faults made on the disk: what is restored is what was saved, or the checkpoint before it."""
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training.checkpoint import Checkpoints, manifest, parameters_sha256
+from alexnet_jax.training.state import init_state
+
+# Orbax does not wait for its other reads and writes when one has failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def a_state(seed, classes=7, **more):
+    rng = np.random.default_rng(seed)
+    return {
+        "params": {
+            "fc7": {"kernel": rng.normal(size=(2, 40, 30)).astype(np.float32)},
+            "fc8": {"bias": rng.normal(size=(2, classes)).astype(np.float32)},
+        },
+        "step": np.full(2, seed, np.int32),
+        **more,
+    }
+
+
+def same(a, b):
+    return (
+        all(np.array_equal(a["params"][k][p], b["params"][k][p]) for k, p in LEAVES)
+        and (a["step"] == b["step"]).all()
+    )
+
+
+LEAVES = (("fc7", "kernel"), ("fc8", "bias"))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("saved")
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        for step in (1, 2):
+            state = a_state(step)
+            checkpoints.save(step, state, manifest(state), {"best": 0.5, "drops": step})
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+def latest(workdir, like=None):
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        return checkpoints.restore_latest(like or a_state(0))
+
+
+def test_any_checkpoint_comes_back_by_its_step(workdir):
+    with Checkpoints(workdir) as checkpoints:
+        state, extra = checkpoints.restore(1, a_state(0))
+        assert extra["drops"] == 1
+        jax.tree.map(np.testing.assert_array_equal, state, a_state(1))
+        with pytest.raises(UsageError, match="holds no checkpoint 7; there is 1, 2"):
+            checkpoints.restore(7, a_state(0))
+
+
+def test_a_damaged_one_that_was_asked_for_is_named_and_left(workdir):
+    largest = max(files(workdir, 1), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"")
+    with Checkpoints(workdir) as checkpoints:
+        with pytest.raises(UsageError, match=r"checkpoints/1 is damaged"):
+            checkpoints.restore(1, a_state(0))
+        assert checkpoints.steps() == [1, 2]
+
+
+def files(workdir, step):
+    return sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+
+
+def test_the_newest_comes_back_as_it_was(workdir):
+    step, state, extra = latest(workdir)
+    assert step == 2 and same(state, a_state(2)) and extra == {"best": 0.5, "drops": 2}
+
+
+@pytest.mark.parametrize("resumed_after", [6, 8])
+def test_the_latest_and_the_best_stay_and_no_others(tmp_path, resumed_after):
+    """Which is the best is known after it was saved, and said again by a run that resumes."""
+    best_after, best = {3: 3, 6: 6, 11: 11}, None
+    for steps in (range(1, resumed_after + 1), range(resumed_after + 1, 15)):
+        with Checkpoints(tmp_path, keep=2) as checkpoints:
+            checkpoints.best = best
+            for step in steps:
+                state = a_state(step)
+                checkpoints.save(step, state, manifest(state), {})
+                checkpoints.wait()
+                assert set(checkpoints.steps()) == {best or step, max(step - 1, 1), step}
+                best = checkpoints.best = best_after.get(step, best)
+
+
+def test_what_changes_after_the_call_is_saved_as_it_was(tmp_path, monkeypatch):
+    """Numbers that a part goes on adding to, while Orbax writes them in a thread."""
+    extra, state = {"sums": {"loss": 1.5}}, a_state(1)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        write = checkpoints._manager.save
+
+        def later(*args, **kwargs):
+            extra["sums"]["loss"] += 1
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(checkpoints._manager, "save", later)
+        checkpoints.save(1, state, manifest(state), extra)
+    assert extra == {"sums": {"loss": 2.5}}
+    assert latest(tmp_path)[2] == {"sums": {"loss": 1.5}}
+
+
+def kept_with(change):
+    """The JSON of a checkpoint's plain numbers or manifest, changed as a whole."""
+
+    def write(workdir, item):
+        path = workdir / "checkpoints" / "2" / item / "metadata"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return write
+
+
+def of_the_first(workdir, item):
+    place = workdir / "checkpoints"
+    shutil.rmtree(place / "2" / item)
+    shutil.copytree(place / "1" / item, place / "2" / item)
+
+
+def change_array(content, **row):
+    content["arrays"]["['params']['fc8']['bias']"].update(row)
+
+
+TAMPERED = {
+    "drops": ("extra", kept_with(lambda numbers: numbers.update(drops=1))),
+    "best": ("extra", kept_with(lambda numbers: numbers.update(best=0.25))),
+    "best missing": ("extra", kept_with(lambda numbers: numbers.pop("best"))),
+    "checksum": ("manifest", kept_with(lambda about: change_array(about, sha256="0" * 64))),
+    "finite": ("manifest", kept_with(lambda about: change_array(about, finite=False))),
+    "numbers of another": ("extra", of_the_first),
+    "manifest of another": ("manifest", of_the_first),
+    "state of another": ("state", of_the_first),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_no_longer_belongs_together_is_not_restored(workdir, capsys, name):
+    """Well-formed all of it: only the seal and the checksums tell."""
+    item, change = TAMPERED[name]
+    change(workdir, item)
+    step, state, extra = latest(workdir)
+    assert step == 1 and same(state, a_state(1)) and extra == {"best": 0.5, "drops": 1}
+    assert "checkpoint 2 in " in capsys.readouterr().err
+
+
+def test_the_checksum_of_parameters_is_of_them_alone():
+    params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    state = init_state(params, optax.sgd(0.1))
+    before = parameters_sha256(manifest(state))
+    assert before == parameters_sha256(manifest(state.replace(step=state.step + 1)))
+    for other in ({"w": params["w"] + 1e-3}, {"v": params["w"]}, {"w": params["w"].T}):
+        assert before != parameters_sha256(manifest(state.replace(params=other)))
+
+
+def test_one_flipped_bit_is_never_restored(saved, tmp_path, capsys):
+    """In every file, at many places: the checkpoint as it was, or the one before it, named."""
+    rng, passed_over = np.random.default_rng(0), 0
+    for number, path in enumerate(files(saved, 2)):
+        for place in rng.integers(0, max(path.stat().st_size, 1), 4):
+            workdir = shutil.copytree(saved, tmp_path / f"{number}-{place}", dirs_exist_ok=True)
+            broken = workdir / path.relative_to(saved)
+            content = bytearray(broken.read_bytes())
+            if not content:
+                continue
+            content[place] ^= 1 << int(rng.integers(8))
+            broken.write_bytes(content)
+            step, state, extra = latest(workdir)
+            assert same(state, a_state(step)) and extra == {"best": 0.5, "drops": step}, path
+            passed_over += step == 1
+            said = capsys.readouterr().err
+            assert ("checkpoint 2 in " in said and "is damaged" in said) == (step == 1)
+            shutil.rmtree(workdir)
+    assert passed_over >= 10
+
+
+@pytest.mark.parametrize("fault", ["truncated", "emptied", "removed"])
+def test_files_cut_or_gone_are_passed_over(saved, tmp_path, fault):
+    for number, path in enumerate(files(saved, 2)):
+        workdir = shutil.copytree(saved, tmp_path / str(number))
+        broken = workdir / path.relative_to(saved)
+        if fault == "removed":
+            broken.unlink()
+        else:
+            size = path.stat().st_size // 2 if fault == "truncated" else 0
+            broken.write_bytes(broken.read_bytes()[:size])
+        step, state, _ = latest(workdir)
+        assert same(state, a_state(step)), path
+        # It is out of the way: the next run saves step 2 again.
+        assert (workdir / "checkpoints" / "2").exists() == (step == 2)
+        assert latest(workdir)[0] == step
+
+
+def test_a_stray_folder_is_passed_over(workdir, capsys):
+    (workdir / "checkpoints" / "9").mkdir()
+    (workdir / "checkpoints" / "9" / "notes.txt").write_text("mine")
+    assert latest(workdir)[0] == 2
+    kept = list((workdir / "checkpoints").glob("9*/notes.txt"))
+    assert len(kept) == 1 and kept[0].read_text() == "mine"
+
+
+def test_where_none_is_whole_nothing_starts_from_the_beginning(workdir):
+    for step in (1, 2):
+        for path in files(workdir, step):
+            path.write_bytes(b"")
+    for _ in range(2):  # nor the second time
+        with pytest.raises(UsageError, match="no intact checkpoint"):
+            latest(workdir)
+
+
+@pytest.mark.parametrize(
+    "like,names",
+    [
+        (a_state(0, classes=8), ["'fc8'", "[2, 7]", "[2, 8]"]),
+        (a_state(0, extra=np.zeros(2, np.float32)), ["'extra'"]),
+        ({"params": a_state(0)["params"]}, ["'step'"]),
+        (a_state(0) | {"step": np.zeros(2, np.int64)}, ["'step'", "int32", "int64"]),
+    ],
+)
+def test_another_networks_checkpoint_is_named_and_kept(workdir, like, names):
+    with pytest.raises(UsageError, match="another configuration") as raised:
+        latest(workdir, like)
+    for name in names:
+        assert name in str(raised.value)
+    assert latest(workdir)[0] == 2
+
+
+def test_another_networks_checkpoint_among_ours_is_passed_over(workdir, tmp_path, capsys):
+    other = a_state(9, classes=8)
+    with Checkpoints(tmp_path / "other", keep=2) as checkpoints:
+        checkpoints.save(9, other, manifest(other), {})
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "9", workdir / "checkpoints" / "9")
+    assert latest(workdir)[0] == 2
+    said = capsys.readouterr().err
+    assert "checkpoint 9 in" in said and "another configuration" in said and "9.foreign" in said
+    assert not (workdir / "checkpoints" / "9").exists() and latest(workdir)[0] == 2
+
+
+def test_the_manifest_is_readable_by_eye(workdir):
+    path = workdir / "checkpoints" / "2" / "manifest" / "metadata"
+    rows = json.loads(path.read_text())["arrays"]
+    assert rows["['params']['fc8']['bias']"]["shape"] == [2, 7]
+    assert all(len(row["sha256"]) == 64 for row in rows.values())
+
+
+def test_a_library_user_is_not_told_what_orbax_thinks_of_it(tmp_path):
+    # In a process of its own, without the command line, which is quieter still.
+    code = """
+import sys, pathlib, numpy as np
+from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training.checkpoint import manifest
+state = {"w": np.arange(3.0)}
+with Checkpoints(pathlib.Path(sys.argv[1]), 1) as checkpoints:
+    checkpoints.save(1, state, manifest(state), {})
+with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
+    step, state, _ = checkpoints.restore_latest(state)
+print(step, state["w"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("1 [0. 1. 2.]\n", "")
+
+
+def test_what_was_saved_does_not_stay_in_memory(tmp_path):
+    """Without Python's own search for cycles, which comes when it comes."""
+
+    def alive():
+        return sum(array.nbytes for array in jax.live_arrays() if array.nbytes == 4_000_000)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with Checkpoints(tmp_path, 2) as checkpoints:
+            for step in range(6):
+                state = {"params": {"w": jax.numpy.full((2, 500_000), step, np.float32)}}
+                checkpoints.save(step, state, manifest(jax.device_get(state)), {})
+                checkpoints.wait()
+                del state
+            assert alive() <= 2 * 4_000_000
+    finally:
+        gc.enable()

@@ -1,0 +1,316 @@
+"""Own images: classes that are counted, networks to start from, layers that stay."""
+
+import dataclasses
+import io
+import json
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from alexnet_jax.cli.main import main
+from alexnet_jax.data import classes
+from alexnet_jax.data.sources import fit_classes, open_sources
+from alexnet_jax.errors import UsageError
+from alexnet_jax.training import network as trained
+from alexnet_jax.training.events import Evaluation, TrainingMean, Warned
+from alexnet_jax.training.loop import train_and_evaluate
+from alexnet_jax.training.parts import viewers
+from alexnet_jax.weights import files as weights
+from experiments import finetune
+from tests.support import png_folder
+from tests.training.test_train import lines, short_config
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """A run of 14 steps over ten classes, and the same network as a file."""
+    root = tmp_path_factory.mktemp("origin")
+    config = short_config()
+    config.data.source = f"folder:{png_folder(root / 'images', 64)}"
+    config.placement, config.num_epochs, config.batch_size = "vmap", 2.0, 8
+    config.evaluate.every_epochs = 1.0
+    train_and_evaluate(config, root / "run")
+    network = trained.load(trained.config_of(root / "run"), root / "run")
+    weights.write(network.column(), root / "net.safetensors")
+    return root, network
+
+
+def folder_of(root, names, count=12):
+    """`root/CLASS/*.png`, without splits."""
+    for number, name in enumerate(names):
+        png_folder(root.parent / name, 10 * count, test=1, seed=number)
+        root.mkdir(exist_ok=True)
+        (root.parent / name / "train" / "0").rename(root / name)
+    return root
+
+
+def tuned(source, start, **changes):
+    config = finetune.get_config(str(start))
+    config.data.source, config.placement = f"folder:{source}", "vmap"
+    config.batch_size, config.num_epochs = 8, 2.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_classes_are_those_of_the_folder(tmp_path):
+    names = ("cat", "dog")
+    config = short_config()
+    config.data.source = f"folder:{folder_of(tmp_path / 'images', names)}"
+    assert config.model.num_classes == 10
+    config.placement, config.num_epochs, config.batch_size = "vmap", 1.0, 8
+    train_and_evaluate(config, tmp_path / "run")
+    assert trained.config_of(tmp_path / "run").model.num_classes == 2
+    network = trained.load(trained.config_of(tmp_path / "run"), tmp_path / "run")
+    assert network.class_names == names
+    # And of a data set by name they are not.
+    config.data.source = "digits"
+    assert fit_classes(config) is config
+
+
+def test_the_share_of_the_test_is_a_field(tmp_path):
+    config = short_config()
+    config.data.source = f"folder:{folder_of(tmp_path / 'images', ('cat', 'dog'), 20)}"
+    for fraction, count in ((0.1, 4), (0.2, 8), (0.25, 10), (0.5, 20)):
+        config.data.test_fraction = fraction
+        sources = open_sources(fit_classes(config))
+        assert sources["test"].num_examples == count
+        seen = [source.describe(i) for source in sources.values()
+                for i in range(source.num_examples)]  # fmt: skip
+        assert len(seen) == len(set(seen)) == 40 and len(sources) == 3
+
+
+@pytest.mark.parametrize("name", ["run", "net.safetensors"])
+def test_a_run_starts_from_a_run_or_a_file(origin, tmp_path, name):
+    root, before = origin
+    images, start = folder_of(tmp_path / "images", ("cat", "dog")), tmp_path / name
+    (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, start)
+    config = tuned(images, start, freeze=("conv1", "fc6"))
+    train_and_evaluate(config, tmp_path / "tuned")
+    after = trained.load(trained.config_of(tmp_path / "tuned"), tmp_path / "tuned")
+    assert after.config.model.num_classes == 2 and after.class_names == ("cat", "dog")
+    for layer, leaves in before.params.items():
+        for part, value in leaves.items():
+            now = after.params[layer][part]
+            if layer == "fc8":
+                assert now.shape[-1] == 2
+                continue
+            same = np.array_equal(now, value)
+            # What learns moves a little from where it started; what is frozen does not.
+            assert same == (layer in ("conv1", "fc6")), (layer, part)
+            assert np.abs(now - value).max() < 0.2, (layer, part)
+    # How it sees images came along.
+    assert after.config.data.scale == before.config.data.scale
+    np.testing.assert_allclose(after.inputs.mean, before.inputs.mean)
+    # Once the run has saved it needs its origin no more.
+    start.rename(tmp_path / "gone")
+    config.num_epochs = 3.0
+    assert train_and_evaluate(config, tmp_path / "tuned")["steps"] == 6
+
+
+def test_of_the_same_classes_the_last_layer_is_kept_too(origin):
+    root, before = origin
+    config = tuned(root / "images", root / "run")
+    drawn = jax.tree.map(np.zeros_like, before.params)
+    kept = trained.initial(config, drawn, before.class_names)
+    jax.tree.map(np.testing.assert_array_equal, kept, before.params)
+    renamed = trained.initial(config, drawn, before.class_names[::-1])
+    assert not renamed["fc8"]["kernel"].any() and renamed["fc7"]["kernel"].any()
+
+
+def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
+    """Its classes are shown as numbers, and are not taken for folders that are called so."""
+    root, before = origin
+    column = before.column()
+    weights.write(dataclasses.replace(column, class_names=()), tmp_path / "net.safetensors")
+    config = tuned(root / "images", tmp_path / "net.safetensors")
+    drawn = jax.tree.map(np.zeros_like, before.params)
+    kept = trained.initial(config, drawn, before.class_names)
+    assert not kept["fc8"]["kernel"].any() and kept["fc7"]["kernel"].any()
+    network = trained.load(trained.config_of(tmp_path / "net.safetensors"),
+                           tmp_path / "net.safetensors")  # fmt: skip
+    probabilities = np.float32([0.1, 0.5, 0.0, 0.4])
+    assert [name for _, name, _ in classes.best(probabilities, network.class_names)] == [
+        "1", "3", "0", "2",
+    ]  # fmt: skip
+
+
+def test_a_network_is_loaded_from_the_step_asked_for(origin):
+    """With its class names; what is subtracted from images is the run's and the file's alike."""
+    root, before = origin
+    config = trained.config_of(root / "run")
+    assert (before.step, before.class_names) == (14, tuple("0123456789"))
+    first = trained.load(config, root / "run", 12)
+    assert first.step == 12
+    assert not np.array_equal(first.params["fc8"]["kernel"], before.params["fc8"]["kernel"])
+    for path in ("run", "net.safetensors"):
+        np.testing.assert_array_equal(trained.mean_of(root / path), [78.0] * 3)
+    file = root / "net.safetensors"
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        trained.load(trained.config_of(file), file).params,
+        before.params,
+    )
+    with pytest.raises(UsageError, match=r"--step=8: .*net\.safetensors is a file, which holds no"):
+        trained.load(trained.config_of(file), file, 8)
+    with pytest.raises(UsageError, match="images: holds no checkpoint: run train first"):
+        trained.load(config, root / "images")
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"0": 1}', '["a", "b"]'])
+def test_class_names_of_older_runs_are_those_of_their_data_set(origin, tmp_path, content):
+    config = trained.config_of(origin[0] / "run")
+    if content is not None:
+        (tmp_path / "classes.json").write_text(content)
+    assert trained._class_names(config, tmp_path) == tuple("0123456789")
+    (tmp_path / "classes.json").write_text(json.dumps(list("abcdefghij")))
+    assert trained._class_names(config, tmp_path) == tuple("abcdefghij")
+
+
+def test_numbers_of_an_event_are_sent_under_what_it_is_of():
+    mean = TrainingMean(7, 0.5, 1.5, 0.5, 0.25, 10.0, 0.125, 0.01)
+    assert viewers.scalars(mean) == {
+        "training/epoch": 0.5, "training/loss": 1.5, "training/top1_error": 0.5,
+        "training/top5_error": 0.25, "training/images_per_second": 10.0,
+        "training/data_wait_fraction": 0.125, "training/learning_rate": 0.01,
+    }  # fmt: skip
+    whole = Evaluation(7, 0.5, "test", 1.5, 0.5, 0.25, 3, {"conv1": 1.0}, 10, 0.375, 0.125)
+    assert viewers.scalars(whole) == {
+        "evaluation/test/epoch": 0.5, "evaluation/test/loss": 1.5,
+        "evaluation/test/top1_error": 0.5, "evaluation/test/top5_error": 0.25,
+        "evaluation/test/num_examples": 3.0, "evaluation/test/top1_error_10_views": 0.375,
+        "evaluation/test/top5_error_10_views": 0.125,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("board,project,names", [
+    (False, "", []), (True, "", ["board"]), (False, "towers", ["service"]),
+    (True, "towers", ["board", "service"]),
+])  # fmt: skip
+def test_viewers_are_those_that_the_configuration_asks_for(monkeypatch, board, project, names):
+    monkeypatch.setattr(viewers, "TensorBoard", lambda: "board")
+    monkeypatch.setattr(viewers, "WeightsAndBiases", lambda: "service")
+    config = short_config()
+    config.tensorboard, config.wandb_project = board, project
+    assert viewers.open_viewers(config) == names
+    monkeypatch.setattr("jax.process_index", lambda: 1)  # of several, the first one shows all
+    assert viewers.open_viewers(config) == []
+
+
+def test_a_service_gets_numbers_pictures_and_warnings_at_their_step(tmp_path, monkeypatch):
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    config = short_config()
+    config.wandb_project = "towers"
+    run = types.SimpleNamespace(config=config, workdir=tmp_path / "run")
+    run.workdir.mkdir()
+    viewer = viewers.WeightsAndBiases()
+    viewer.start(run)
+    viewer.on_event(run, Evaluation(3, 0.5, "train", 0.25, 0.5, 0.25, 7))
+    viewer.on_event(run, Warned(4, "hot"))
+    viewer.picture(5, "kernels", Figure(figsize=(2, 1)))
+    sent = {("evaluation/train/loss", 3): 0.25, ("kernels", 5): (200, 100)}
+    assert service.logged.items() >= sent.items() and len(service.logged) == 6
+    assert service.alerts == [("warning", "hot")]
+    assert json.loads((tmp_path / "run" / "wandb.json").read_text()) == {"id": "a1"}
+    (settings,) = service.settings
+    assert settings["config"]["batch_size"] == 32 and settings["name"] == "run"
+
+
+def test_what_cannot_be_started_from_is_named(origin, tmp_path):
+    root, _ = origin
+    images = folder_of(tmp_path / "images", ("cat", "dog"))
+    config = tuned(images, root / "run")
+    with pytest.raises(UsageError, match=r"config\.freeze holds fc8, which is new"):
+        config.freeze = ("fc8",)
+        train_and_evaluate(config, tmp_path / "a")
+    config.freeze = ("conv9",)
+    with pytest.raises(UsageError, match=r"config\.freeze holds 'conv9': the layers are conv1"):
+        train_and_evaluate(config, tmp_path / "b")
+    config.freeze, config.model.width = (), 0.25
+    with pytest.raises(UsageError, match=r"config.init_from.*conv1.kernel is \(2, 5, 5, 3, 3\)"):
+        train_and_evaluate(config, tmp_path / "c")
+    with pytest.raises(UsageError, match="nowhere: No such file"):
+        finetune.get_config(str(tmp_path / "nowhere"))
+
+
+def test_the_command_line_says_so_too(tmp_path, capsys):
+    assert main(["train", "--config=experiments/finetune.py", f"--workdir={tmp_path}"]) == 2
+    assert "name what to start from" in capsys.readouterr().err
+
+
+class Service:
+    """A stand-in for Weights & Biases that writes down what it is asked; a test calls nobody."""
+
+    id = "a1"
+
+    def __init__(self):
+        self.settings, self.logged, self.alerts, self.ended = [], {}, [], 0
+
+    def init(self, **settings):
+        self.settings.append(settings)
+        return self
+
+    def log(self, values, step):
+        self.logged |= {(name, step): value for name, value in values.items()}
+
+    def alert(self, title, text):
+        self.alerts.append((title, text))
+
+    def finish(self):
+        self.ended += 1
+
+    def Image(self, image):
+        return image.size
+
+
+def test_whoever_watches_gets_the_lines_of_the_log_and_pictures(origin, tmp_path, monkeypatch):
+    """Event files are read back by TensorFlow's own reader."""
+    import tensorflow as tf
+    from PIL import Image
+
+    config = trained.config_of(origin[0] / "run")
+    config.tensorboard, config.wandb_project = True, "towers"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        train_and_evaluate(config, tmp_path / "none")
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    train_and_evaluate(config, tmp_path / "run")
+    scalars, pictures = {}, {}
+    (path,) = (tmp_path / "run" / "tensorboard").iterdir()
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            plugin = value.metadata.plugin_data.plugin_name
+            array = tf.make_ndarray(value.tensor)
+            if plugin == "scalars":
+                scalars[value.tag, event.step] = float(array)
+            elif plugin == "images":
+                pictures[value.tag, event.step] = array
+    log = lines(tmp_path / "run")
+    expected = {}
+    for line in log:
+        group = f"evaluation/{line['split']}" if "split" in line else "training"
+        for name, value in line.items():
+            if name != "step" and isinstance(value, float | int):
+                expected[f"{group}/{name}", line["step"]] = value
+    assert scalars.keys() == expected.keys() and len(scalars) >= 20
+    for key, value in expected.items():
+        assert scalars[key] == pytest.approx(value, rel=1e-6), key
+    seen = {line["step"] for line in log if line.get("split") == "validation"}
+    assert seen == {7, 14}
+    assert pictures.keys() == {(n, s) for n in ("conv1 kernels", "predictions") for s in seen}
+    for width, height, content in pictures.values():
+        assert Image.open(io.BytesIO(content)).size == (int(width), int(height))
+    assert service.logged.keys() == expected.keys() | pictures.keys()
+    assert all(service.logged[key] == value for key, value in expected.items())
+    # A run that is resumed here goes on there.
+    config.num_epochs = 3.0
+    train_and_evaluate(config, tmp_path / "run")
+    assert [settings["id"] for settings in service.settings] == [None, "a1"]
+    assert service.settings[0]["project"] == "towers" and service.ended == 2
