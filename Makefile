@@ -2,10 +2,10 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test test-all mutants lint docs bench clean .venv
+.PHONY: quickstart test test-all mutants lint docs bench package clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
-	$(RUN) -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
 	$(RUN) -m alexnet_jax report --workdir=runs/quickstart
 
 test: .venv/done  ## Run the tests.
@@ -28,6 +28,13 @@ docs: .venv/done  ## Build the documentation into site/, warnings as errors.
 bench: .venv/done benchmarks/.venv/done  ## Time the step beside PyTorch, TensorFlow, plain Flax.
 	$(RUN) benchmarks/run.py --torch_python=$(CURDIR)/benchmarks/.venv/bin/python
 
+package: .venv-package/done  ## Build dist/*.whl and dist/*.tar.gz, and check both as PyPI would.
+	rm -rf dist *.egg-info
+	.venv-package/bin/python -m build --outdir dist .
+	rm -rf *.egg-info
+	.venv-package/bin/python -m twine check --strict dist/*
+	.venv-package/bin/check-wheel-contents dist/*.whl
+
 .venv: .venv/done
 
 # The last line marks a whole environment: an install that was cut short is done again.
@@ -46,6 +53,13 @@ benchmarks/.venv/done: benchmarks/requirements.txt
 	benchmarks/.venv/bin/python -m pip install --quiet -r benchmarks/requirements.txt
 	touch $@
 
-clean:  ## Remove the environment and the caches, not the runs.
-	rm -rf .venv benchmarks/.venv site .pytest_cache .ruff_cache
+# Tools that build and check a package, in an environment that nothing else sees.
+.venv-package/done: Makefile
+	rm -rf .venv-package
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3
+	touch $@
+
+clean:  ## Remove the environments and the caches, not the runs.
+	rm -rf .venv .venv-package benchmarks/.venv build dist *.egg-info site .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,8 @@
 """What the pages take from the code when they are built: tables, help, figures, the API.
 
 `{{ layers PRESET }}`, `{{ conventions PRESET }}`, `{{ help VERB }}` and `{{ fields }}` stand for
-what `inspect`, `--help` and `fields` print now, `{{ api }}` for a section per module. Pages refer
+what `inspect`, `--help` and `fields` print now, `{{ api }}` for a section per module, `{{ source
+FILE }}` for a module itself. Pages refer
 to figures as `../results/...`, which is where a reader of the repository finds them; in the site
 they are in `results/`.
 """
@@ -36,8 +37,8 @@ def on_page_markdown(markdown: str, **kwargs: object) -> str:
     return filled.replace("](../results/", "](results/")
 
 
-FOLDERS = ("", "config", "model", "parallel", "data", "weights", "train", "train.parts", "analysis",
-           "cli")  # fmt: skip
+FOLDERS = ("", "config", "model", "parallel", "data", "data.sources", "weights", "training",
+           "training.optimizers", "training.parts", "analysis", "cli")  # fmt: skip
 
 
 def _modules() -> Iterator[str]:
@@ -60,11 +61,13 @@ def _fill(match: re.Match[str]) -> str:
     if kind == "fields":
         return field_table(markdown=True)
     language = "text"  # whose lines stay whole; see extra.css
-    if kind == "help":
+    if kind == "source":
+        text, language = (ROOT / "alexnet_jax" / name).read_text().rstrip(), "python"
+    elif kind == "help":
         text, language = usage(name or None), "output"
     elif kind in ("layers", "conventions"):
         make = runpy.run_path(str(ROOT / "experiments" / "imagenet.py"))["get_config"]
         text = (layer_table if kind == "layers" else convention_table)(make(name))
     else:
-        raise PluginError(f"{match[0]}: use layers, conventions, help, fields or api")
+        raise PluginError(f"{match[0]}: use layers, conventions, help, fields, source or api")
     return f"```{language}\n{text}\n```"

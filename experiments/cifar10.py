@@ -1,6 +1,6 @@
 """The two-tower network on CIFAR-10.
 
-    python -m alexnet_jax train --config=experiments/cifar10.py --workdir=runs/cifar10
+    python -m alexnet_jax train --config=cifar10 --workdir=runs/cifar10
 
 Twelve epochs; results/cifar10 has the log of a run. TFDS keeps the data set in
 `~/tensorflow_datasets`, or in the folder that `TFDS_DATA_DIR` names.

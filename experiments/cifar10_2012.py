@@ -1,6 +1,6 @@
 """The CIFAR-10 networks of cuda-convnet (80sec, 19pct, 18pct, 13pct, 11pct).
 
-    python -m alexnet_jax train --config=experiments/cifar10_2012.py:18pct --workdir=runs/18pct
+    python -m alexnet_jax train --config=cifar10_2012:18pct --workdir=runs/18pct
 
 24 x 24 crops of the mean-subtracted image, and nine views per image at test time. The authors of
 cuda-convnet lowered the learning rate by hand; the fixed schedules here follow their readme: 11pct

@@ -1,6 +1,6 @@
 """Fine-tuning a trained network (a workdir, .safetensors or .onnx file) on your own images.
 
-    python -m alexnet_jax train --config=experiments/finetune.py:bvlcalexnet.onnx \
+    python -m alexnet_jax train --config=finetune:bvlcalexnet.onnx \
         --config.data.source=folder:PATH --workdir=runs/mine
 
 The network and its input conventions (crop, scale, mean) are those of the origin. The last layer is
@@ -16,15 +16,13 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config import default
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training.network import config_of, mean_of
+from alexnet_jax.training.origin import config_of, mean_of
 
 
 def get_config(origin: str = "") -> ConfigDict:
     """The network and the input conventions of `origin`, with a low learning rate."""
     if not origin:
-        raise UsageError(
-            "name what to start from: --config=experiments/finetune.py:WORKDIR_OR_FILE"
-        )
+        raise UsageError("name what to start from: --config=finetune:WORKDIR_OR_FILE")
     theirs = config_of(Path(origin))
     config = default()
     config.init_from = origin

@@ -1,6 +1,6 @@
 """The full two-tower network on ImageNet, in the conventions of four sources.
 
-    python -m alexnet_jax train --config=experiments/imagenet.py:PRESET --workdir=runs/a
+    python -m alexnet_jax train --config=imagenet:PRESET --workdir=runs/a
 
 PRESET is one of
 

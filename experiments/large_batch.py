@@ -1,6 +1,6 @@
 """The full network in large batches, for 8 devices and more.
 
-    python -m alexnet_jax train --config=experiments/large_batch.py:4096 --workdir=runs/4096
+    python -m alexnet_jax train --config=large_batch:4096 --workdir=runs/4096
 
 None of these has been trained in this project. The errors below are those that the authors report,
 for networks that differ slightly.

@@ -1,6 +1,6 @@
 """Does the full network learn at all? A test on 800 ImageNet photographs, which it memorizes.
 
-    python -m alexnet_jax train --config=experiments/overfit_800.py:source --workdir=runs/source
+    python -m alexnet_jax train --config=overfit_800:source --workdir=runs/source
 
 The two-tower network at full width with a preset of `experiments/imagenet.py` (source, paper,
 article or caffe), on a `tfds:imagenet2012` that contains only 800 training photographs. For every

@@ -1,6 +1,6 @@
 """A small two-tower AlexNet on scikit-learn's handwritten digits: no download, two minutes.
 
-python -m alexnet_jax train --config=experiments/quickstart.py --workdir=runs/quickstart
+python -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
 """
 
 from ml_collections import ConfigDict

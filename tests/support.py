@@ -15,7 +15,7 @@ from alexnet_jax.config.table import layer_row
 from alexnet_jax.data import inputs
 from alexnet_jax.model import dropout
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import optimizers
 from alexnet_jax.training.state import init_state
 from alexnet_jax.training.step import make_train_step
 
@@ -80,13 +80,13 @@ class Step:
 
     def __init__(self, config, placement, steps_per_epoch=10, num_steps=100, mean_image=None):
         self.net, self.placement = build_tower(config.model), placement
-        self.tx = optim.sgd_2012(config, steps_per_epoch, num_steps)
+        self.tx = optimizers.build(config, steps_per_epoch, num_steps)
         rule = inputs.build(config.data, mean_image)
         self.compiled = make_train_step(config, self.net, rule, self.tx, placement, steps_per_epoch)
 
-    def start(self, params, step=0, seed=0):
-        """A state of these parameters at a step."""
-        state = init_state(params, self.tx, seed)
+    def start(self, params, step=0, seed=0, batch_stats=None):
+        """A state of these variables at a step."""
+        state = init_state(params, self.tx, seed, batch_stats)
         return state.replace(step=state.step + np.int32(step))
 
     def __call__(self, state, batch):

@@ -56,3 +56,92 @@ def test_public_names_are_those_that_type_checkers_see_and_lead_somewhere():
         assert getattr(alexnet_jax, name) is getattr(importlib.import_module(module), name)
     with pytest.raises(AttributeError, match="nothing"):
         _ = alexnet_jax.nothing
+
+
+def python_of(page):
+    """The Python of a page, block after block, on the lines where it stands."""
+    inside, kept = False, []
+    for line in (ROOT / "docs" / page).read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            line = ""
+        kept.append(line if inside else "")
+    return "\n".join(kept)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in; what is registered meanwhile is forgotten."""
+    from alexnet_jax.registry import METRICS
+
+    monkeypatch.chdir(tmp_path)
+    before = set(METRICS)
+    yield tmp_path
+    for name in set(METRICS) - before:
+        del METRICS[name]
+
+
+def test_the_examples_of_the_library_run_as_they_stand(elsewhere):
+    names = {"__name__": "library"}
+    exec(compile(python_of("library.md"), "docs/library.md", "exec"), names)
+    numpy = importlib.import_module("numpy")
+    jax = importlib.import_module("jax")
+    assert names["features"].shape == (4, 512) or names["features"].shape == (2, 4096)
+    assert names["kernels"].shape == (11, 11, 3, 96)
+    assert names["logits"].shape == (4, 3) and names["change"].shape == (4, 10)
+    # Both loops have learned, and both run the same network.
+    guess = numpy.log(10)
+    x, y, trained = names["x"], names["y"], names["trained"]
+    logits = trained(x[:256])
+    loss = names["optax"].softmax_cross_entropy_with_integer_labels(logits, y[:256]).mean()
+    assert loss < 0.9 * guess
+    numpy.testing.assert_allclose(
+        names["gradient"], names["net"].gradient(names["pixels"], names["labels"]), atol=1e-7
+    )
+    assert set(names["by_weight"]["params"]) == set(names["net"].params)
+    assert isinstance(names["result"].metrics["test"]["metrics"]["margin"], float)
+    assert jax.tree.structure(names["variables"]["params"]["alexnet"]) == jax.tree.structure(
+        names["net"].params
+    )
+    assert (elsewhere / "runs" / "digits" / "result.json").is_file()
+
+
+def test_the_lines_of_code_are_those_that_the_page_says(elsewhere, monkeypatch):
+    """Ours run, with narrow networks; the table is counted anew."""
+    import functools
+
+    import numpy as np
+
+    import alexnet_jax
+    from alexnet_jax.data.classes import imagenet_classes
+    from benchmarks.lines import count
+
+    assert count.table() in (ROOT / "docs" / "library.md").read_text()
+    small = functools.partial(alexnet_jax.create, width=1 / 16)
+    small(class_names=imagenet_classes()).save("bvlcalexnet.onnx")
+    monkeypatch.setattr(alexnet_jax, "create", small, raising=False)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (128, 32, 32, 3), np.uint8), rng.integers(0, 10, 128)
+    given = {
+        "images": rng.integers(0, 256, (2, 224, 224, 3), np.uint8), "classes": np.array([3, 4]),
+        "x": x, "y": y, "xv": x[:64], "yv": y[:64], "batches": [(x[:64], y[:64])] * 2,
+    }  # fmt: skip
+    found = {}
+    for task in count.TASKS:
+        names = dict(given)
+        exec((count.FOLDER / "ours" / f"{task}.py").read_text(), names)
+        found[task] = names
+    assert found["forward"]["logits"].shape == (2, 10)
+    assert found["predict"]["predictions"].names[0] in imagenet_classes()
+    assert found["features"]["features"].shape == (2, 256)
+    assert found["kernels"]["kernels"].shape == (11, 11, 3, 6)
+    assert found["gradient"]["gradient"].shape == (2, 224, 224, 3)
+    for task in ("train", "optimizer"):
+        assert found[task]["result"].metrics["validation"]["num_examples"] == 64
+    assert found["loop"]["net"](x[:2]).shape == (2, 10)
+
+
+def test_lines_are_counted_without_imports_comments_and_blanks():
+    from benchmarks.lines.count import lines
+
+    assert lines("import a\nfrom b import c\n\n# Why.\nfor x in y:\n    # Again.\n    z(x)\n") == 2

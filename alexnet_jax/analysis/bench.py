@@ -19,10 +19,10 @@ from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import Source, fit_classes, open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model.tower import build_tower, draw_parameters
+from alexnet_jax.model.tower import build_tower, draw_parameters, initial_statistics
 from alexnet_jax.training import evaluate as evaluation
 from alexnet_jax.training import loop as train
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import optimizers
 from alexnet_jax.training.state import TrainState, init_state
 
 
@@ -56,7 +56,7 @@ class Steps:
         """Runs a number of evaluation steps, of centre crops, and waits for the last one."""
         sums = None
         for _ in range(steps):
-            sums = self.eval_step(self.state.params, self.eval_batch)
+            sums = self.eval_step(self.state.variables, self.eval_batch)
         jax.block_until_ready(sums)
 
 
@@ -72,8 +72,9 @@ def build(config: ConfigDict) -> Steps:
     data, size = config.data, config.batch_size
     mean = np.zeros((data.image_size, data.image_size, 3), np.float32)
     inputs = input_rules.build(data, mean)
-    tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
+    tx = optimizers.build(config, steps_per_epoch=1000, num_steps=1000)
     params = draw_parameters(tower, config.seed, data.crop_size)
+    statistics = initial_statistics(tower, data.crop_size)
     generator = np.random.default_rng(0)
 
     def batch(side: int) -> dict[str, np.ndarray]:
@@ -87,7 +88,7 @@ def build(config: ConfigDict) -> Steps:
         placement=placement,
         train_step=train.make_train_step(config, tower, inputs, tx, placement, 1000),
         eval_step=evaluation.make_eval_step(tower, inputs, placement, views=1),
-        state=placement.put_towers(init_state(params, tx)),
+        state=placement.put_towers(init_state(params, tx, batch_stats=statistics)),
         batch=placement.put_batch(
             batch(data.crop_size) | {"colour": np.zeros((size, 3), np.float32)}
         ),

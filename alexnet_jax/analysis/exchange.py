@@ -12,9 +12,9 @@ from alexnet_jax.analysis.inspect import align
 from alexnet_jax.config import table
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.model.precision import widened
-from alexnet_jax.model.tower import build_tower, parameter_shapes
+from alexnet_jax.model.tower import build_tower, initial_statistics, parameter_shapes
 from alexnet_jax.parallel.exchange import alternatives, by_point, collectives, points
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import optimizers
 from alexnet_jax.training.state import init_state
 from alexnet_jax.training.step import make_train_step
 
@@ -24,9 +24,11 @@ def lower_step(config: ConfigDict, placement: parallel.Placement) -> jax.stages.
     tower = build_tower(config.model)
     data, size = config.data, config.batch_size
     inputs = input_rules.build(data, np.zeros((data.image_size, data.image_size, 3), np.float32))
-    tx = optim.sgd_2012(config, steps_per_epoch=1000, num_steps=1000)
+    tx = optimizers.build(config, steps_per_epoch=1000, num_steps=1000)
     step: Any = make_train_step(config, tower, inputs, tx, placement, 1000)
-    state = init_state(parameter_shapes(tower, data.crop_size), tx)
+    shapes = parameter_shapes(tower, data.crop_size)
+    statistics = initial_statistics(tower, data.crop_size)
+    state = init_state(shapes, tx, batch_stats=statistics)
     side = data.crop_size
     batch = {
         "image": jax.ShapeDtypeStruct((size, side, side, 3), jnp.uint8),

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from alexnet_jax.config import presets, table
-from alexnet_jax.config.fields import FIELDS, LAYER_FIELDS, suggestion
+from alexnet_jax.config.fields import LAYER_FIELDS, declared, suggestion
 from alexnet_jax.errors import UsageError
 
 
@@ -79,14 +79,14 @@ def conventions(config: ConfigDict) -> dict[str, str]:
     lrn = model.lrn
     steps = optimizer.schedule == "steps"
     places = data.image_size + 2 * data.pad - data.crop_size + 1
-    schedule = {
-        "constant": "constant",
+    schedules = {
         "steps": f"x {optimizer.drop_factor:g} at {epochs(optimizer.drop_epochs)}",
         "exponential_steps": f"{optimizer.exponential_steps} rates, in all / "
         f"{optimizer.exponential_factor:g}",
         "plateau": f"x {optimizer.drop_factor:g} on a plateau, {optimizer.plateau_drops} times",
         "polynomial": f"x (what is left) ^ {optimizer.polynomial_power:g}",
-    }[optimizer.schedule]
+    }
+    schedule = schedules.get(optimizer.schedule, optimizer.schedule)
     rate = f"{optimizer.learning_rate:g}"
     if optimizer.rate_scaling != "none":
         rate += f" x batch / {optimizer.rate_scaling_batch}"
@@ -114,6 +114,7 @@ def conventions(config: ConfigDict) -> dict[str, str]:
         + (f", until epoch {data.colour.until_epoch:g}" if data.colour.until_epoch else ""),
         "precision": precision(model),
         "batch": f"{config.batch_size}",
+        "update rule": optimizer.rule,
         "rate": rate,
         "warm-up": f"{optimizer.warmup_epochs:g} epochs" if optimizer.warmup_epochs else "-",
         "trust ratio": f"x {optimizer.trust_coefficient:g}" if optimizer.trust_coefficient else "-",
@@ -168,7 +169,7 @@ def field_table(group: str = "", markdown: bool = False) -> str:
       UsageError: no field begins so.
     """
     layers = {f"model.layers.NAME.{name}": field for name, field in LAYER_FIELDS.items()}
-    found = {p: f for p, f in (FIELDS | layers).items() if p.startswith(group)}
+    found = {p: f for p, f in (declared() | layers).items() if p.startswith(group)}
     if not found:
         raise UsageError(f"--group={group}: no field begins so{suggestion(group)}")
     if not markdown:

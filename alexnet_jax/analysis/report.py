@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import shlex
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def write(folder: Path) -> Path:
 
 def run_page(workdir: Path) -> str:
     """The page of a run: curves, kernels, predictions, neighbours, confusion, config."""
-    from alexnet_jax.training.network import config_of
+    from alexnet_jax.training.origin import config_of
 
     config = config_of(workdir)
     events = log.read(workdir)
@@ -65,8 +66,16 @@ def run_page(workdir: Path) -> str:
         title=workdir.resolve().name,
         summary=summary(config, env, events),
         results=results(result, events),
+        metrics=other_metrics(result, events),
         warnings=[event.warning for event in events if isinstance(event, Warned)],
-        curves=[picture(figures.run_curve(events, name)) for name in ("loss", "top1_error")],
+        curves=[
+            (label, picture(figures.run_curve(events, name)))
+            for name, label in (
+                ("loss", "Loss"),
+                ("top1_error", "Top-1 error"),
+                *((name, name) for name in logged_metrics(events)),
+            )
+        ],
         changed=changed_fields(config),
         config=config.to_json(indent=2),
         env=json.dumps(env, indent=2),
@@ -86,7 +95,7 @@ def study_page(folder: Path) -> str:
     logs = {
         name: [
             events
-            for seed in config.seeds
+            for seed in comparison.seeds_of(config, name)
             if (events := log.read(folder / name / f"seed-{seed}", missing=True))
         ]
         for name, _ in config.variants
@@ -101,7 +110,7 @@ def study_page(folder: Path) -> str:
         header=comparison.header(config),
         rows=comparison.cells(config, table),
         note=comparison.NOTE,
-        seeds=", ".join(map(str, config.seeds)),
+        seeds=", ".join(map(str, comparison.seeds(config))),
         figure=picture(figures.study_figure(config, folder, table)),
         curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],
         variants=[(name, changes) for name, changes in config.variants],
@@ -141,21 +150,36 @@ def results(result: dict, events: list[Event]) -> list[tuple[str, str, str, str]
     They are those of `result.json`, or of the last evaluation in the log for other splits.
     """
     rows = []
-    for split in ("test", "validation", "train"):
-        fields: dict[str, Any] = result.get(split) or next(
-            (
-                to_json(x)
-                for x in reversed(events)
-                if isinstance(x, Evaluation) and x.split == split
-            ),
-            {},
-        )
+    for split, fields in _evaluated(result, events):
         for views in (1, 9, 10):
             name = "" if views == 1 else f"_{views}_views"
             if f"top1_error{name}" in fields:
                 errors = [f"{100 * fields[f'top{k}_error{name}']:.2f}" for k in (1, 5)]
                 rows.append((f"{split}, {fields['num_examples']} images", str(views), *errors))
     return rows
+
+
+def other_metrics(result: dict, events: list[Event]) -> list[tuple[str, str, str]]:
+    """(split, metric, value) of the same evaluations, for the metrics of `evaluate.metrics`."""
+    return [
+        (f"{split}, {fields['num_examples']} images", name, f"{value:.4f}")
+        for split, fields in _evaluated(result, events)
+        for name, value in fields.get("metrics", {}).items()
+    ]
+
+
+def logged_metrics(events: list[Event]) -> list[str]:
+    """The metrics of `evaluate.metrics` that some evaluation of centre crops has."""
+    found = (x.metrics for x in events if isinstance(x, Evaluation) and x.views == 1)
+    return list(dict.fromkeys(name for metrics in found for name in metrics))
+
+
+def _evaluated(result: dict, events: list[Event]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each split with the fields of its last evaluation."""
+    for split in ("test", "validation", "train"):
+        logged = (to_json(x) for x in events if isinstance(x, Evaluation) and x.split == split)
+        if fields := result.get(split) or next(iter(list(logged)[::-1]), None):
+            yield split, fields
 
 
 def changed_fields(config: ConfigDict) -> list[tuple[str, str, str]]:
@@ -215,10 +239,10 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
       UsageError: no checkpoint is whole, or the data set is missing.
     """
     from alexnet_jax.data.sources import open_sources
-    from alexnet_jax.training.network import load
+    from alexnet_jax.training.origin import load
 
     sources = open_sources(config)
-    run = load(config, workdir)
+    run = load(workdir, placement=config.placement)
     test = features_of(run, sources["test"], None)
     train = features_of(run, sources["train"], _MOST_FEATURES)
     names = run.class_names
@@ -270,12 +294,12 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
 
     placement = parallel.place(run.config)
     step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
-    params = placement.put_towers(run.params)
+    variables = placement.put_towers(run.variables)
     size = evaluate.batch_size(run.config, 1, placement)
     columns: dict[str, list[np.ndarray]] = {}
     count = 0
     for batch in pipeline.eval_batches(source, run.config.data, batch_size=size):
-        probabilities, features = parallel.to_host(step(params, placement.put_batch(batch)))
+        probabilities, features = parallel.to_host(step(variables, placement.put_batch(batch)))
         real = batch["mask"] > 0
         for name, values in (
             ("label", batch["label"]), ("index", batch["index"]), ("probabilities", probabilities),

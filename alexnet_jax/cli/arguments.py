@@ -3,17 +3,17 @@
 import difflib
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from alexnet_jax.config import find
 from alexnet_jax.config.fields import suggestion
 from alexnet_jax.errors import UsageError
 from alexnet_jax.paths import local
 
-EXAMPLE = "experiments/quickstart.py"
+EXAMPLE = "quickstart"
 _PATHS = {"workdir", "weights", "out"}
 
 _COUNT = {"lower_bound": 1}
@@ -70,23 +70,12 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def _define(name: str, flag: flags.FlagValues, arguments: list[str] | None = None) -> None:
-    if name == "config":
-        config_flags.DEFINE_config_file(
-            "config", None, "FILE.py[:PRESET]; change a field with --config.FIELD=VALUE.",
-            flag_values=flag, sys_argv=["alexnet_jax", *(arguments or [])],
-        )  # fmt: skip
-    else:
-        define, default, text, more = FLAGS[name]
-        define(name, default, help=text, flag_values=flag, **more)
+_CONFIG = "NAME[:PRESET] or FILE.py[:PRESET]; change a field with --config.FIELD=VALUE."
 
 
 def meaning(name: str) -> str:
     """The meaning of a flag, for help."""
-    flag = flags.FlagValues()
-    _define(name, flag)
-    # absl adds a line to flags that may be repeated.
-    return flag[name].help.partition(";\n")[0]
+    return _CONFIG if name == "config" else FLAGS[name][2]
 
 
 def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
@@ -100,9 +89,6 @@ def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.Flag
     Raises:
       UsageError: a flag or a field is wrong; the message names it.
     """
-    flag = flags.FlagValues()
-    for name in names:
-        _define(name, flag, arguments)
     for argument in arguments:
         name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
         if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
@@ -111,12 +97,22 @@ def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.Flag
                 f"--{name}: no such flag of {verb}; "
                 + (f"did you mean --{close[0]}?" if close else f"it has --{', --'.join(names)}")
             )
-        if name == "config" and argument.startswith(("--config=", "-config=")):
-            path = Path(argument.split("=", 1)[1].split(":")[0])
-            if not path.is_file():
-                raise UsageError(f"--config={path}: no such file; {EXAMPLE} is one")
+    flag = flags.FlagValues()
+    for name in names:
+        if name != "config":
+            define, default, text, more = FLAGS[name]
+            define(name, default, help=text, flag_values=flag, **more)
+    typed = ["alexnet_jax", *arguments]
+    config = None
+    if "config" in names:
+        spec, typed = _without_config(typed)
+        if spec is None:
+            raise UsageError(f"--config is missing; {verb} needs it: {_CONFIG}")
+        config = find.get_config(spec)
     try:
-        rest = flag(["alexnet_jax", *arguments])[1:]
+        if config is not None:
+            config_flags.DEFINE_config_dict("config", config, flag_values=flag, sys_argv=typed)
+        rest = flag(typed)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise UsageError(_plain(error, arguments)) from error
     if "images" in names:
@@ -129,16 +125,25 @@ def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.Flag
     for name in names:
         # Where a verb takes a workdir or a file, it checks by itself that one is given.
         if flag[name].value is None and not (name == "workdir" and "weights" in names):
-            raise UsageError(f"--{name} is missing; {verb} needs it: {flag[name].help}")
+            raise UsageError(f"--{name} is missing; {verb} needs it: {meaning(name)}")
     return flag
+
+
+def _without_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config, or None, and the other words."""
+    spec, others, words = None, [], iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            spec = value if equals else next(words, None)
+        else:
+            others.append(word)
+    return spec, others
 
 
 def _plain(error: Exception, arguments: list[str]) -> str:
     """An error of the parser as one line that names the field as it was typed."""
     text = " ".join(str(error).split())
-    if "Traceback" in text:
-        # An error in a config file comes with its traceback; the last line is the error itself.
-        text = re.split(r"\b(?:alexnet_jax\.errors\.)?\w*Error: ", text)[-1]
     if isinstance(error, (AttributeError, KeyError)):
         # ml_collections names only the last part of the path.
         words = set(re.findall(r"\w+", text))

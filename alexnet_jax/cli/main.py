@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.cli import arguments
 from alexnet_jax.cli.arguments import EXAMPLE
+from alexnet_jax.config import find
 from alexnet_jax.errors import Stopped, UsageError
 
 LOST_ANOTHER = 3
@@ -41,7 +43,8 @@ def train(flag: flags.FlagValues) -> None:
 
 def evaluate(flag: flags.FlagValues) -> None:
     """Evaluate a trained network on a whole split: the centre crop, or nine or ten views."""
-    from alexnet_jax.training.network import config_of, evaluate_workdir
+    from alexnet_jax.training.api import evaluate_workdir
+    from alexnet_jax.training.origin import config_of
 
     workdir = Path(flag.workdir)
     config = config_of(workdir)
@@ -53,7 +56,7 @@ def evaluate(flag: flags.FlagValues) -> None:
 def verify(flag: flags.FlagValues) -> int:
     """Run the first steps of a workdir again and compare losses and checksums with its log."""
     from alexnet_jax.analysis.verify import verify as compare
-    from alexnet_jax.training.network import config_of
+    from alexnet_jax.training.origin import config_of
 
     workdir = Path(flag.workdir)
     config = config_of(workdir)
@@ -121,7 +124,7 @@ def prepare(flag: flags.FlagValues) -> None:
             if done == total or done % 100_000 < 64:
                 print(f"{split}: {done} of {total} images", file=sys.stderr, flush=True)
 
-        source = open_source(data.source, split, data.test_fraction)
+        source = open_source(data.source, split, data)
         prepare_split(source, data, out / split, show)
     print(f"wrote {out}; train with --config.data.source=prepared:{out}")
 
@@ -154,7 +157,7 @@ def study(flag: flags.FlagValues) -> int:
 def report(flag: flags.FlagValues) -> None:
     """Write one page about a run or a study: curves, kernels, predictions, confusions."""
     from alexnet_jax.analysis import report as pages
-    from alexnet_jax.training.network import config_of
+    from alexnet_jax.training.origin import config_of
 
     workdir = Path(flag.workdir)
     if (workdir / "config.json").is_file():
@@ -164,13 +167,14 @@ def report(flag: flags.FlagValues) -> None:
 
 def predict(flag: flags.FlagValues) -> None:
     """Print the five most probable classes of images."""
-    from alexnet_jax.analysis import predict as prediction
     from alexnet_jax.data.classes import best
+    from alexnet_jax.data.image_files import image_paths
+    from alexnet_jax.training.predictions import as_json, as_text
 
-    paths = prediction.image_paths(flag.images)
+    paths = image_paths(flag.images)
     network = _network(flag)
-    write = prediction.as_json if flag.json else prediction.as_text
-    for path, probabilities in prediction.predict(network, paths, int(flag.views)):
+    write = as_json if flag.json else as_text
+    for path, probabilities in network.predictions(paths, int(flag.views)):
         print(write(path, best(probabilities, network.class_names)), flush=True)
 
 
@@ -181,7 +185,7 @@ def export(flag: flags.FlagValues) -> None:
     out = Path(flag.out)
     if out.suffix not in files.SUFFIXES:
         raise UsageError(f"--out={out}: use one of {', '.join(files.SUFFIXES)}")
-    files.write(_network(flag).column(), out)
+    _network(flag).save(out)
     print(f"wrote {out}")
 
 
@@ -199,12 +203,12 @@ def _network(flag: flags.FlagValues):
     """The network of --workdir or --weights, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
         raise UsageError("give one of --workdir, a run, and --weights, a file")
-    from alexnet_jax.training import network as trained
+    from alexnet_jax.training import origin as trained
 
     origin = Path(flag.workdir or flag.weights)
     config = trained.config_of(origin)
     _start(config)
-    return trained.load(config, origin, flag.step)
+    return trained.load(origin, step=flag.step, placement=config.placement)
 
 
 VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...], str]] = {
@@ -237,13 +241,13 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     "study": (
         study,
         ("config", "workdir", "part", "table_only"),
-        "--config=experiments/studies/components.py --workdir=runs/components",
+        "--config=studies/components --workdir=runs/components",
     ),
     "report": (report, ("workdir",), "--workdir=runs/quickstart"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
-    "prepare": (prepare, ("config", "out"), "--config=experiments/imagenet.py --out=data/imagenet"),
-    "bench": (bench, ("config", "rounds", "steps"), "--config=experiments/imagenet.py --rounds=3"),
-    "inspect": (inspect, ("config", "exchange"), "--config=experiments/imagenet.py"),
+    "prepare": (prepare, ("config", "out"), "--config=imagenet --out=data/imagenet"),
+    "bench": (bench, ("config", "rounds", "steps"), "--config=imagenet --rounds=3"),
+    "inspect": (inspect, ("config", "exchange"), "--config=imagenet"),
     "fields": (fields, ("group", "markdown"), "--group=optimizer"),
     "doctor": (doctor, (), ""),
 }
@@ -293,13 +297,18 @@ def usage(verb: str | None = None) -> str:
     lines = [f"usage: {command} {verb} {takes}".rstrip(), "", (fn.__doc__ or "").strip(), ""]
     lines += [f"  --{name:<12}{arguments.meaning(name)}" for name in names]
     if "config" in names:
-        lines += ["", f"The fields of a configuration: {command} fields"]
+        known = f"Configurations by name: {', '.join(find.names())}"
+        lines += ["", *textwrap.wrap(known, 100), f"The fields of each: {command} fields"]
     return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
 
 
 def main(typed: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
-    typed = sys.argv[1:] if typed is None else typed
+    if typed is None:
+        typed = sys.argv[1:]
+        # As `python -m` does, so that `config.imports` finds modules in this folder either way.
+        if not sys.flags.safe_path and os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
     _quiet_libraries()
     try:
         code = _run(typed)
@@ -330,12 +339,8 @@ def main(typed: list[str] | None = None) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Silences the logs of XLA, TensorFlow and Orbax: what goes wrong there raises an exception."""
-    # Their errors include harmless ones: XLA reports that a program from the compilation cache was
-    # compiled for another machine, because of two features that are only hints to the compiler.
-    # It is set before JAX is imported, which would set its own level.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Orbax also logs the traceback of every error that it raises.
+    """Silences the logs of Orbax: what goes wrong there raises an exception."""
+    # It logs the traceback of every error that it raises.
     logging.set_verbosity(logging.FATAL)
     ordinary = sys.unraisablehook
 

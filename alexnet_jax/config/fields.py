@@ -1,21 +1,22 @@
-"""Every field of a configuration, declared once.
+"""Every field of a configuration, declared once: here, or in the operation that it belongs to.
 
-From this table come the defaults, every check of a single value, the suggestions for mistyped
-names, the completion of older files, `python -m alexnet_jax fields` and docs/fields.md. Rules that
-involve several fields are in `rules`; the rows of the network's layers are declared here and filled
-in by `networks`.
+From these declarations come the defaults, every check of a single value, the suggestions for
+mistyped names, the completion of older files, `python -m alexnet_jax fields` and docs/fields.md.
+Rules that involve several fields are in `rules`; the rows of the network's layers are declared here
+and filled in by `networks`.
 """
 
 import dataclasses
 import difflib
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, cast
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import ACTIVATIONS, METRICS, OPERATIONS, OPTIMIZERS, SCHEDULES
 
 IMAGENET_STDEVS = (19.72083305, 37.09388853, 121.78006099)
 """Standard deviations of ImageNet's RGB values along their principal components, in grey levels
@@ -43,7 +44,8 @@ class Field:
       high: the largest value allowed.
       above: a bound that the value must exceed.
       below: a bound that the value must stay under.
-      choices: the words it may be.
+      choices: the words it may be, or that its items may be; a `Registry` is read when it is
+        needed.
       items: the type of the items, where it is a tuple.
       shape: the shape of its items, where it is a tuple of a fixed number of them.
       optional: whether it may be None.
@@ -60,7 +62,7 @@ class Field:
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    choices: tuple[Any, ...] = ()
+    choices: Collection[Any] = ()
     items: type = float
     shape: tuple[int, ...] | None = None
     optional: bool = False
@@ -76,7 +78,8 @@ class Field:
     def range(self) -> str:
         """The values allowed, in words."""
         if self.choices:
-            return ", ".join(map(str, self.choices))
+            words = ", ".join(map(str, self.choices))
+            return f"{self._items()}: {words}" if self.kind is tuple else words
         if isinstance(self.default, bool):
             return "True, False"
         bounds = (
@@ -119,10 +122,11 @@ class Field:
                 raise UsageError(f"{where}: give a finite number")
             if isinstance(number, int) and abs(number) > _MOST:
                 raise UsageError(f"{where}: must be at most {_MOST}")
-        if self.choices and value not in self.choices:
-            close = difflib.get_close_matches(str(value), map(str, self.choices), n=1)
-            words = f"use one of {', '.join(map(str, self.choices))}"
-            raise UsageError(f"{where}: {f'did you mean {close[0]!r}?' if close else words}")
+        for item in _items(value) if self.choices else ():
+            if item not in self.choices:
+                close = difflib.get_close_matches(str(item), map(str, self.choices), n=1)
+                words = f"use one of {', '.join(map(str, self.choices))}"
+                raise UsageError(f"{where}: {f'did you mean {close[0]!r}?' if close else words}")
         for words, bound, broken in (
             ("at least", self.low, operator.lt),
             ("more than", self.above, operator.le),
@@ -216,6 +220,12 @@ FIELDS: dict[str, Field] = {
     "freeze": Field(
         (), "Names of layers whose weights are not trained.", items=str, since="0.2.0",
     ),
+    "imports": Field(
+        (),
+        "Modules to import first, which register operations, optimizers, sources or metrics of "
+        "your own.",
+        items=str, since="0.2.0", resume=True,
+    ),
     "tensorboard": Field(
         False, "Writes TensorBoard event files into the workdir.", since="0.2.0", resume=True,
     ),
@@ -251,42 +261,7 @@ FIELDS: dict[str, Field] = {
         1.0, "Multiplies the features of every layer but the classifier.", above=0, high=64,
     ),
     "model.activation": Field(
-        "relu", "The activation function.", choices=("relu", "tanh", "sigmoid"),
-    ),
-    "model.pool.window": Field(
-        3, "Side of the pooling window in pixels.", low=1, high=10**4,
-    ),
-    "model.pool.stride": Field(
-        2, "Pixels between pooling windows; they overlap where this is less than the window.",
-        low=1,
-    ),
-    "model.lrn.enabled": Field(True, "Whether local response normalization (LRN) is applied."),
-    "model.lrn.size": Field(5, "Neighbouring channels in an LRN window (n).", low=1, high=10**4),
-    "model.lrn.k": Field(2.0, "Constant k of LRN.", low=0),
-    "model.lrn.alpha": Field(1e-4, "Constant alpha of LRN.", low=0),
-    "model.lrn.beta": Field(0.75, "Exponent beta of LRN."),
-    "model.lrn.alpha_divided_by_size": Field(
-        False, "Whether alpha is divided by n, as in cuda-convnet and Caffe.",
-    ),
-    "model.lrn.across_towers": Field(
-        False, "Whether an LRN window reaches from one tower into the next, as in Caffe.",
-    ),
-    "model.within_map_norm.size": Field(
-        5, "Side of the within-map normalization window in pixels.", low=1, high=10**4,
-    ),
-    "model.within_map_norm.k": Field(1.0, "Constant k of within-map normalization.", low=0),
-    "model.within_map_norm.alpha": Field(1e-3, "Constant alpha of it.", low=0),
-    "model.within_map_norm.beta": Field(0.75, "Exponent beta of it."),
-    "model.within_map_norm.alpha_divided_by_size": Field(
-        True, "Whether alpha is divided by the number of pixels in the window.",
-    ),
-    "model.dropout.rate": Field(
-        0.5, "Share of units that dropout sets to zero in training.", low=0, below=1,
-    ),
-    "model.dropout.rescaled_in_training": Field(
-        True,
-        "Whether the kept units are divided by 1 - rate in training; False: outputs are multiplied "
-        "by it at test time instead, as in 2012.",
+        "relu", "The activation function.", choices=ACTIVATIONS,
     ),
     "model.compute_dtype": Field(
         "float32",
@@ -302,7 +277,8 @@ FIELDS: dict[str, Field] = {
     "model.layer_order": Field((), "Names of the layers, first to last.", items=str),
     "data.source": Field(
         "tfds:imagenet2012",
-        "Where images come from: digits, tfds:NAME[:VERSION], folder:PATH or prepared:PATH.",
+        "Where images come from: digits, tfds:NAME[:VERSION], folder:PATH, prepared:PATH, or a "
+        "source of your own.",
         resume=True,
     ),
     "data.train_split": Field("train", "The split to train on."),
@@ -378,6 +354,11 @@ FIELDS: dict[str, Field] = {
     "data.colour.eigenvectors": Field(
         IMAGENET_EIGENVECTORS, "Those components as columns; rows are R, G, B.", shape=(3, 3),
     ),
+    "optimizer.rule": Field(
+        "sgd_2012",
+        "The update rule: momentum as in 2012, Adam, AdamW, or one that was given in Python.",
+        choices=OPTIMIZERS, since="0.2.0",
+    ),
     "optimizer.learning_rate": Field(
         0.01, "Learning rate of the weights at the start.", above=0, resume=True,
     ),
@@ -392,9 +373,11 @@ FIELDS: dict[str, Field] = {
         0.0, "Epochs over which the rates rise from zero.", low=0, resume=True,
     ),
     "optimizer.trust_coefficient": Field(
-        0.0, "Trust coefficient of LARS; 0: plain momentum.", low=0, resume=True,
+        0.0, "Trust coefficient of LARS (sgd_2012); 0: plain momentum.", low=0, resume=True,
     ),
-    "optimizer.momentum": Field(0.9, "Momentum.", low=0, resume=True),
+    "optimizer.momentum": Field(
+        0.9, "Momentum; of Adam, the decay of the first moment.", low=0, resume=True,
+    ),
     "optimizer.weight_decay": Field(
         5e-4, "Weight decay of layers that have none of their own.", low=0, resume=True,
     ),
@@ -407,7 +390,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.schedule": Field(
         "steps", "How the rate falls.",
-        choices=("constant", "steps", "exponential_steps", "plateau", "polynomial"), resume=True,
+        choices=SCHEDULES, resume=True,
     ),
     "optimizer.drop_factor": Field(
         0.1, "Factor of each drop (steps, plateau).", above=0, resume=True,
@@ -451,6 +434,10 @@ FIELDS: dict[str, Field] = {
         "plateau, best checkpoint and stop_at_error. The test split is evaluated once, at the end.",
         items=str, resume=True,
     ),
+    "evaluate.metrics": Field(
+        (), "Metrics that are evaluated besides the loss and the top-1 and top-5 errors.",
+        items=str, choices=METRICS, since="0.2.0", resume=True,
+    ),
     "evaluate.final_views": Field(
         1, "Views per image in the test after training: the centre crop; 9 or 10 adds the others.",
         choices=(1, 9, 10), resume=True,
@@ -459,7 +446,6 @@ FIELDS: dict[str, Field] = {
 
 KINDS = ("conv", "local", "dense")
 EXCHANGES = ("none", "inputs", "partial_sums")
-OPERATIONS = ("activation", "max_pool", "avg_pool", "lrn", "within_map_norm", "dropout")
 
 LAYER_FIELDS: dict[str, Field] = {
     "kind": Field("conv", "conv, local (unshared kernels) or dense.", choices=KINDS),
@@ -478,8 +464,7 @@ LAYER_FIELDS: dict[str, Field] = {
     "init_std": Field(0.01, "Standard deviation of the initial Gaussian weights.", low=0),
     "bias": Field(0.0, "Initial bias."),
     "then": Field(
-        ("activation",), f"Operations after the layer, in order: {', '.join(OPERATIONS)}.",
-        items=str,
+        ("activation",), "Operations after the layer, in order.", items=str, choices=OPERATIONS,
     ),
     "weight_decay": Field(
         None, "Weight decay of this layer; None: optimizer.weight_decay.",
@@ -489,10 +474,31 @@ LAYER_FIELDS: dict[str, Field] = {
 """The fields of `model.layers.NAME`."""
 
 
-def field_of(path: str) -> Field | None:
-    """The declaration of a field, or None."""
-    if path in FIELDS:
-        return FIELDS[path]
+def declared() -> dict[str, Field]:
+    """Every field of a configuration but those of its layers, by group.
+
+    They are `FIELDS` and those of the operations that are registered now.
+    """
+    of_operations = {
+        f"model.{op.group}.{name}": field
+        for op in OPERATIONS.values()
+        for name, field in op.fields.items()
+    }
+    groups = list(dict.fromkeys(path.partition(".")[0] for path in FIELDS))
+    found = (FIELDS | of_operations).items()
+    return dict(sorted(found, key=lambda field: groups.index(field[0].partition(".")[0])))
+
+
+def field_of(path: str, known: dict[str, Field] | None = None) -> Field | None:
+    """The declaration of a field, or None.
+
+    Args:
+      path: such as `model.layers.conv1.bias`.
+      known: what `declared` returned, if it is at hand.
+    """
+    known = declared() if known is None else known
+    if path in known:
+        return known[path]
     head, _, name = path.rpartition(".")
     is_layer = head.startswith("model.layers.") and head.count(".") == 2
     return LAYER_FIELDS.get(name) if is_layer else None
@@ -505,7 +511,7 @@ def suggestion(path: str, known: Iterator[str] | list[str] | None = None) -> str
       path: as it was typed, such as `learning_rate` or `optimizer.learning_rat`.
       known: the paths there are; without them those of the default.
     """
-    paths = list(FIELDS if known is None else known)
+    paths = list(declared() if known is None else known)
     name = path.rpartition(".")[2]
     same = [p for p in paths if p.rpartition(".")[2] == name]
     names = {p.rpartition(".")[2]: p for p in reversed(paths)}
@@ -537,24 +543,33 @@ def check_fields(config: ConfigDict) -> None:
     """
     found = dict(leaves(config))
     rows = config.get("model", {}).get("layers", {})
-    wanted = [*FIELDS, *(f"model.layers.{row}.{name}" for row in rows for name in LAYER_FIELDS)]
+    known = declared()
+    wanted = [*known, *(f"model.layers.{row}.{name}" for row in rows for name in LAYER_FIELDS)]
     for path in found:
-        if field_of(path) is None:
-            raise UsageError(f"config.{path}: no such field{suggestion(path)}")
+        if field_of(path, known) is None:
+            raise UsageError(f"config.{path}: no such field{suggestion(path)}{_guest(path, known)}")
     for path in wanted:
         if path not in found:
             raise UsageError(f"config.{path} is missing")
     # Groups last: what refers to another field has its value.
     for path in sorted(found, key=lambda path: path.count(".")):
-        declared = field_of(path)
-        assert declared is not None
-        declared.check(path, found[path])
+        field = field_of(path, known)
+        assert field is not None
+        field.check(path, found[path])
+
+
+def _guest(path: str, known: Collection[str]) -> str:
+    """What to do about a field of a whole group that nobody declares, or nothing."""
+    group = path.rpartition(".")[0] + "."
+    if not path.startswith("model.") or any(name.startswith(group) for name in known):
+        return ""
+    return "; config.imports names the modules with operations of your own"
 
 
 def defaults() -> ConfigDict:
-    """Every field of `FIELDS` with its default, as groups; a network has no layers yet."""
+    """Every declared field with its default, as groups; a network has no layers yet."""
     config = ConfigDict()
-    for path, field in FIELDS.items():
+    for path, field in declared().items():
         *groups, name = path.split(".")
         place = config
         for group in groups:

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 from ml_collections import ConfigDict
 
-from alexnet_jax.config.fields import FIELDS, leaves
+from alexnet_jax.config.fields import declared, leaves
+from alexnet_jax.config.guests import import_guests
 from alexnet_jax.config.rules import validate
 from alexnet_jax.errors import UsageError
 
@@ -16,12 +17,16 @@ def completed(config: ConfigDict) -> ConfigDict:
     """The same configuration with the fields that did not exist when it was written.
 
     Each gets what runs did before it existed (`Field.before`), or its default.
+
+    Raises:
+      UsageError: a module that `config.imports` names cannot be imported.
     """
-    there = dict(leaves(config))
-    missing = [path for path in FIELDS if path not in there]
+    import_guests(config)
+    there, known = dict(leaves(config)), declared()
+    missing = [path for path in known if path not in there]
     with config.unlocked():
         for path in missing:
-            field = FIELDS[path]
+            field = known[path]
             if field.since == FIRST_VERSION:
                 continue
             value = field.default if field.before is None else field.before
@@ -52,8 +57,8 @@ def from_json(text: str, name: str) -> ConfigDict:
       UsageError: it is not a configuration.
     """
     try:
-        config = completed(ConfigDict(tuples(json.loads(text)))).lock()
-        validate(config)
+        config = ConfigDict(tuples(json.loads(text)))
+        validate(completed(config).lock())
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:

@@ -8,7 +8,7 @@ None is claimed as reproduced here.
 Every run took 5 to 6 days on two GTX 580 in 2012 (section 5 of the paper: 90 epochs). The command
 for a pair of GPUs is
 
-    python -m alexnet_jax train --config=experiments/imagenet.py:NAME --workdir=runs/NAME
+    python -m alexnet_jax train --config=imagenet:NAME --workdir=runs/NAME
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config import table
 from alexnet_jax.config.fields import check_fields
+from alexnet_jax.config.guests import import_guests
 from alexnet_jax.errors import UsageError
 
 _MOST_PARAMETERS = 10**10
@@ -14,9 +15,12 @@ _MOST_PARAMETERS = 10**10
 def validate(config: ConfigDict) -> None:
     """Checks every field and every combination, before anything is read or compiled.
 
+    What `config.imports` names is imported first.
+
     Raises:
       UsageError: one line that names the field and what to do.
     """
+    import_guests(config)
     check_fields(config)
     _check_distributed(config.distributed)
     _check_data(config.data)
@@ -63,16 +67,19 @@ def _check_evaluation(config: ConfigDict) -> None:
 
 def _check_network(config: ConfigDict) -> None:
     model = config.model
-    if model.pool.stride > model.pool.window:
-        raise UsageError(
-            f"config.model.pool.stride = {model.pool.stride}: larger than the window "
-            f"{model.pool.window} skips pixels"
-        )
     for name in config.freeze:
         if name not in model.layer_order:
             layers = ", ".join(model.layer_order)
             raise UsageError(f"config.freeze holds {name!r}: the layers are {layers}")
     rows = table.count(model, config.data.crop_size)
+    if config.accumulate_steps > 1:
+        for row in rows:
+            for name, op in zip(row.layer.then, row.layer.operations, strict=True):
+                if op.statistics():
+                    raise UsageError(
+                        f"config.accumulate_steps = {config.accumulate_steps}: {name} after "
+                        f"{row.layer.name} needs the statistics of a whole batch; use 1"
+                    )
     last = rows[-1].layer.name
     if model.layers[last].features != model.num_classes:
         raise UsageError(

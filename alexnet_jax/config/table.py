@@ -6,12 +6,14 @@ The configuration holds the table (`config.model.layers`); this module reads it 
 
 import dataclasses
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from alexnet_jax.config.fields import OPERATIONS
+from alexnet_jax.config.fields import LAYER_FIELDS
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import OPERATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Layer:
         `partial_sums` (multiplies its own inputs by all outputs' weights and sums over towers).
       init_std: deviation of the initial Gaussian weights.
       bias: initial bias.
-      then: the operations that follow, in order, each one of `OPERATIONS`.
+      then: the names of the operations that follow, in order.
+      operations: those operations, each a `model.operation.Operation`.
       last: whether this is the classifier.
     """
 
@@ -43,6 +46,7 @@ class Layer:
     init_std: float
     bias: float
     then: tuple[str, ...]
+    operations: tuple[Any, ...]
     last: bool
 
 
@@ -55,10 +59,10 @@ class LayerCount:
       in_channels: channels that one kernel sees.
       out_shape: `(H, W, C)` or `(C,)` after the layer itself, all towers together.
       next_shape: the same after the operations that follow it.
-      parameters: weights and biases.
+      parameters: weights, biases and the trained values of the operations.
       macs: multiply-adds per image of the matrix product or convolution.
       exchanged: elements that each tower receives for the layer, per image, in the forward pass.
-      halo: the same for a normalization across towers that follows it.
+      halos: the same for each operation that follows, by its name, if it receives anything.
     """
 
     layer: Layer
@@ -68,7 +72,12 @@ class LayerCount:
     parameters: int
     macs: int
     exchanged: int
-    halo: int
+    halos: tuple[tuple[str, int], ...]
+
+    @property
+    def halo(self) -> int:
+        """What all operations that follow receive."""
+        return sum(elements for _, elements in self.halos)
 
 
 def layer_row(
@@ -128,8 +137,13 @@ def _read_layer(model: ConfigDict, name: str, last: bool) -> Layer:
         if not ok:
             raise UsageError(f"{path}.{field} = {row[field]!r}: {advice}")
 
-    for op in row.then:
-        check(op in OPERATIONS, "then", f"{op!r} is not one of {', '.join(OPERATIONS)}")
+    LAYER_FIELDS["then"].check(f"model.layers.{name}.then", row.then)
+    operations = tuple(OPERATIONS[op].of(model) for op in row.then)
+    for op, operation in zip(row.then, operations, strict=True):
+        # Its arrays are named by the layer and the operation.
+        has_arrays = operation.parameters() or operation.statistics()
+        check(not has_arrays or row.then.count(op) == 1, "then",
+              f"{op} has values of its own, so it can follow a layer once only")  # fmt: skip
     check(not last or row.exchange == "partial_sums", "exchange",
           "the classifier sums over towers: use partial_sums")  # fmt: skip
     check(not last or not row.then, "then", "nothing follows the classifier: use ()")
@@ -157,6 +171,7 @@ def _read_layer(model: ConfigDict, name: str, last: bool) -> Layer:
         init_std=row.init_std,
         bias=row.bias,
         then=tuple(row.then),
+        operations=operations,
         last=last,
     )
 
@@ -216,27 +231,17 @@ def count(model: ConfigDict, crop_size: int) -> tuple[LayerCount, ...]:
                 if layer.last
                 else layer.features * others,
             }[layer.exchange]
-        following, halo = _after(model, layer, out)
-        rows.append(LayerCount(layer, seen, out, following, parameters, macs, exchanged, halo))
-        shape, replicated = following, False
+        halos: list[tuple[str, int]] = []
+        shape, replicated = out, False
+        for name, op in zip(layer.then, layer.operations, strict=True):
+            parameters += len(op.parameters()) * width
+            halos += [(name, received)] if (received := op.received(shape, towers)) else []
+            try:
+                shape = op.shape(shape)
+                if shape[-1] != width:
+                    raise UsageError(f"makes {shape[-1]} channels of {width}; their number stays")
+            except UsageError as error:
+                path = f"config.model.layers.{layer.name}.then"
+                raise UsageError(f"{path} = {layer.then!r}: {name}: {error}") from error
+        rows.append(LayerCount(layer, seen, out, shape, parameters, macs, exchanged, tuple(halos)))
     return tuple(rows)
-
-
-def _after(model: ConfigDict, layer: Layer, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """The shape after the operations that follow a layer, and what they exchange."""
-    halo = 0
-    for op in layer.then:
-        if op == "lrn" and model.lrn.enabled and model.lrn.across_towers and model.towers > 1:
-            sides = 1 if model.towers == 2 else 2
-            halo += sides * (model.lrn.size // 2) * math.prod(shape[:2])
-        if op in ("max_pool", "avg_pool"):
-            if len(shape) != 3:
-                raise UsageError(f"config.model.layers.{layer.name}.then: no map left to pool")
-            side = pooled_size(shape[0], model.pool.window, model.pool.stride)
-            shape = (side, side, shape[2])
-    return shape, halo
-
-
-def pooled_size(size: int, window: int, stride: int) -> int:
-    """Outputs of a pooling along one side: the last window may hang over (cuda-convnet's ceil)."""
-    return max(math.ceil((size - window) / stride), 0) + 1

@@ -71,7 +71,7 @@ def draws(seed: int, epoch: int, num_examples: int, config: ConfigDict) -> Draws
             0, size - config.crop_size, (num_examples, 2), np.int32, endpoint=True
         )
     else:
-        offset = np.full((num_examples, 2), center_offset(size, config.crop_size), np.int32)
+        offset = np.full((num_examples, 2), center_offset((size, size), config.crop_size), np.int32)
     if config.random_flip:
         flip = _generator(seed, _Stream.FLIP, epoch).integers(0, 2, num_examples, bool)
     else:
@@ -141,31 +141,41 @@ def colour_shift(gaussians: np.ndarray, colour: ConfigDict) -> np.ndarray:
     return (0.1 * gaussians * scale @ components.T).astype(np.float32)
 
 
-def center_offset(image_size: int, crop_size: int) -> tuple[int, int]:
-    """Top row and left column of the centre crop, rounded down if the margin is odd."""
-    margin = (image_size - crop_size) // 2
-    return margin, margin
+def center_offset(size: tuple[int, int], crop_size: int) -> tuple[int, int]:
+    """Top row and left column of the centre crop, rounded down if a margin is odd.
+
+    Args:
+      size: height and width of the image.
+      crop_size: side of the crop.
+    """
+    height, width = size
+    return (height - crop_size) // 2, (width - crop_size) // 2
 
 
-def nine_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
+def nine_view_offsets(size: tuple[int, int], crop_size: int) -> np.ndarray:
     """Offsets of a 3 x 3 grid of crops, int32 `[9, 2]`: the test of cuda-convnet on CIFAR-10.
 
-    The centre crop is view 4; no view is mirrored.
+    The centre crop is view 4; no view is mirrored. The arguments are those of `center_offset`.
     """
-    end = image_size - crop_size
-    places = (0, center_offset(image_size, crop_size)[0], end)
-    return np.array([(top, left) for top in places for left in places], np.int32)
+    (middle, centre), (bottom, right) = center_offset(size, crop_size), _last(size, crop_size)
+    corners = [(top, left) for top in (0, middle, bottom) for left in (0, centre, right)]
+    return np.array(corners, np.int32)
 
 
-def ten_view_offsets(image_size: int, crop_size: int) -> np.ndarray:
+def ten_view_offsets(size: tuple[int, int], crop_size: int) -> np.ndarray:
     """Top rows and left columns of the five crops of section 4.1, int32 `[5, 2]`.
 
     Top left, top right, bottom left, bottom right, centre. The ten views are these five crops,
-    followed by their mirror images in the same order.
+    followed by their mirror images in the same order. The arguments are those of `center_offset`.
     """
-    end = image_size - crop_size
-    centre = center_offset(image_size, crop_size)
-    return np.array([(0, 0), (0, end), (end, 0), (end, end), centre], np.int32)
+    bottom, right = _last(size, crop_size)
+    corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), center_offset(size, crop_size)]
+    return np.array(corners, np.int32)
+
+
+def _last(size: tuple[int, int], crop_size: int) -> tuple[int, int]:
+    """Offset of the bottom right crop."""
+    return size[0] - crop_size, size[1] - crop_size
 
 
 def _generator(seed: int, stream: _Stream, epoch: int) -> np.random.Generator:

@@ -44,7 +44,7 @@ def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
       UsageError: there is no such `resize` or `shrink`.
     """
     tf = import_tensorflow()
-    one, many = _compiled(config.resize, config.shrink, config.image_size)
+    one, many, _ = _compiled(config.resize, config.shrink, config.image_size)
     max_pixels = config.max_pixels
 
     def squares(encoded: Sequence[bytes]) -> np.ndarray:
@@ -66,9 +66,32 @@ def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
     return squares
 
 
+def resizer(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from one decoded image, uint8 `[h, w, 3]`, to its square `[S, S, 3]`.
+
+    It is the square that `decoder` makes of a file with these pixels.
+
+    Args:
+      config: `config.data`.
+
+    Raises:
+      UsageError: there is no such `resize` or `shrink`.
+    """
+    size = config.image_size
+    *_, resized = _compiled(config.resize, config.shrink, size)
+
+    def square(image: np.ndarray) -> np.ndarray:
+        return image if image.shape[:2] == (size, size) else np.asarray(resized(image))
+
+    return square
+
+
 @functools.cache
-def _compiled(resize: str, shrink: str, size: int) -> tuple[Callable, Callable]:
-    """The square of one image, eagerly; and the squares of any number, as one graph."""
+def _compiled(resize: str, shrink: str, size: int) -> tuple[Callable, Callable, Callable]:
+    """Squares as TensorFlow makes them.
+
+    Of one encoded image, eagerly; of any number of them, as one graph; and of one that is decoded.
+    """
     tf = import_tensorflow()
     square = to_square(resize, shrink, size)
 
@@ -85,7 +108,11 @@ def _compiled(resize: str, shrink: str, size: int) -> tuple[Callable, Callable]:
             one, encoded, fn_output_signature=result, parallel_iterations=os.cpu_count() or 1
         )
 
-    return one, many
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
+    def resized(image: Any) -> Any:
+        return square(image)
+
+    return one, many, resized
 
 
 def decode(encoded: Any) -> Any:

@@ -1,12 +1,12 @@
 """What all sources of encoded images share: how their bytes become squares."""
 
 import abc
-from collections.abc import Callable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data.decode import UnreadableImage, decoder
+from alexnet_jax.data.protocol import Reader
 from alexnet_jax.errors import UsageError
 
 
@@ -28,7 +28,7 @@ class Encoded(abc.ABC):
     def describe(self, index: int) -> str:
         """See `Source.describe`."""
 
-    def squares(self, config: ConfigDict) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def squares(self, config: ConfigDict) -> Reader:
         """See `Source.squares`."""
         decode = decoder(config)
 

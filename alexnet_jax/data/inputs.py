@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import cache
 from alexnet_jax.data import augment, statistics
+from alexnet_jax.data.protocol import Source
 from alexnet_jax.data.sources import open_train
 from alexnet_jax.errors import UsageError
 
@@ -33,14 +35,12 @@ class Inputs:
         a mean image, wherever the crop itself was cut (`convdata_jpeg.py` of the source).
       scale: what the difference is multiplied by (1 in 2012: the network sees grey levels).
       colour_divisor: divides a training image after its colour shift (1.1 in the source).
-      image_size: side of the uncropped image at test time, in pixels.
       crop_size: side of the network's input, in pixels.
     """
 
     mean: np.ndarray
     scale: float
     colour_divisor: float
-    image_size: int
     crop_size: int
 
     def train(self, batch: dict[str, jax.Array], noise: ArrayLike) -> jax.Array:
@@ -52,31 +52,88 @@ class Inputs:
         divisor = jnp.where(noise, self.colour_divisor, 1.0)
         return (batch["image"].astype(jnp.float32) - self.mean + shift) * (self.scale / divisor)
 
-    def centre(self, images_BxSxSx3: jax.Array) -> jax.Array:
-        """The centre crop of uncropped uint8 images, as float `[B, crop, crop, 3]`."""
-        offset = (self.image_size - self.crop_size) // 2
-        return self._test(self._crop(images_BxSxSx3, offset, offset))
+    def centre(self, images_BxHxWx3: jax.Array) -> jax.Array:
+        """The centre crop of images of any size from the crop up, float `[B, crop, crop, 3]`.
 
-    def views(self, images_BxSxSx3: jax.Array, number: int) -> jax.Array:
-        """Test views of uncropped uint8 images: float `[number, B, crop, crop, 3]`.
+        The images are uint8, or floating-point numbers on the same scale, 0-255.
+
+        Raises:
+          UsageError: the images are smaller than the crop.
+        """
+        offset = augment.center_offset(self._size(images_BxHxWx3), self.crop_size)
+        return self._test(self._crop(images_BxHxWx3, *offset))
+
+    def views(self, images_BxHxWx3: jax.Array, number: int) -> jax.Array:
+        """Test views of such images: float `[number, B, crop, crop, 3]`.
 
         Ten views are the corners and the centre, then their mirror images (section 4.1); nine are a
         3 x 3 grid; one is the centre. The centre crop is view 4 of nine and ten.
+
+        Raises:
+          UsageError: the images are smaller than the crop.
         """
         if number == 1:
-            return self.centre(images_BxSxSx3)[None]
+            return self.centre(images_BxHxWx3)[None]
         offsets = augment.nine_view_offsets if number == 9 else augment.ten_view_offsets
-        corners = offsets(self.image_size, self.crop_size)
-        views = jnp.stack([self._crop(images_BxSxSx3, int(y), int(x)) for y, x in corners])
+        corners = offsets(self._size(images_BxHxWx3), self.crop_size)
+        views = jnp.stack([self._crop(images_BxHxWx3, int(y), int(x)) for y, x in corners])
         if number == 10:
             views = jnp.concatenate([views, views[:, :, :, ::-1]])
         return self._test(views)
+
+    def _size(self, images: jax.Array) -> tuple[int, int]:
+        height, width = images.shape[-3:-1]
+        if min(height, width) < self.crop_size:
+            raise UsageError(
+                f"images of {height} x {width} pixels: give at least {self.crop_size} x "
+                f"{self.crop_size}, the network's crop (config.data.crop_size)"
+            )
+        return height, width
 
     def _crop(self, images: jax.Array, y: int, x: int) -> jax.Array:
         return images[..., y : y + self.crop_size, x : x + self.crop_size, :]
 
     def _test(self, crops: jax.Array) -> jax.Array:
-        return (crops.astype(jnp.float32) - self.mean) * self.scale
+        # float64 images stay so, for those who differentiate numerically.
+        wide = jnp.promote_types(crops.dtype, jnp.float32)
+        return (crops.astype(wide) - self.mean) * self.scale
+
+
+def as_batch(images: Any) -> jax.Array | np.ndarray:
+    """Images as people hold them, as the `[N, H, W, 3]` that `Inputs.views` takes.
+
+    uint8 stays uint8 and floating-point numbers stay what they are, so that one can differentiate
+    with respect to them; other integers become float32.
+
+    Args:
+      images: grey levels from 0 to 255, in the order R, G, B: `[N, H, W, 3]`, `[N, H, W, 1]`, one
+        image `[H, W, 3]`, grey images `[N, H, W]`, one grey image `[H, W]`; or a list of images of
+        one size.
+
+    Raises:
+      UsageError: they have another shape, type or number of colours, or differ in size.
+    """
+    if isinstance(images, list | tuple):
+        batches = [as_batch(image) for image in images]
+        if len(sizes := sorted({batch.shape[1:3] for batch in batches})) != 1:
+            raise UsageError(f"images of the sizes {sizes}: give images of one size")
+        traced = any(isinstance(batch, jax.Array) for batch in batches)
+        return (jnp if traced else np).concatenate(batches)
+    array = images if isinstance(images, jax.Array) else np.asarray(images)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] != 3):
+        array = array[..., None]  # grey
+    if array.ndim == 3:
+        array = array[None]
+    real = jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not real:
+        raise UsageError(
+            f"images are {array.dtype} {list(np.shape(images))}: give grey levels from 0 to 255, "
+            "uint8 or float [N, H, W, 3]"
+        )
+    if jnp.issubdtype(array.dtype, jnp.integer) and array.dtype != np.uint8:
+        array = array.astype(np.float32)
+    xp = jnp if isinstance(array, jax.Array) else np
+    return xp.broadcast_to(array, (*array.shape[:3], 3))
 
 
 def build(data: ConfigDict, mean_image: np.ndarray | None) -> Inputs:
@@ -94,11 +151,16 @@ def build(data: ConfigDict, mean_image: np.ndarray | None) -> Inputs:
 def with_mean(data: ConfigDict, mean: np.ndarray) -> Inputs:
     """The input rule of `config.data` with a given mean: `[3]` or `[crop, crop, 3]`."""
     divisor = 1.1 if data.colour.rule == "source" else 1.0
-    return Inputs(mean, data.scale, divisor, data.image_size, data.crop_size)
+    return Inputs(mean, data.scale, divisor, data.crop_size)
 
 
-def of_run(config: ConfigDict, workdir: Path) -> Inputs:
+def of_run(config: ConfigDict, workdir: Path, source: Source | None = None) -> Inputs:
     """The input rule of a run. A mean image is computed once and kept in the workdir.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      source: the images that are trained on; None for those that `config.data` names.
 
     Raises:
       UsageError: the data set is missing, or the file in the workdir is damaged.
@@ -107,13 +169,15 @@ def of_run(config: ConfigDict, workdir: Path) -> Inputs:
         return build(config.data, None)
     path = workdir / STATISTICS
     if not path.exists() and jax.process_index() == 0:
-        compute_statistics(config, path)
+        compute_statistics(config, path, source)
     while not path.exists():  # The first process computes it for all.
         time.sleep(1)
     return build(config.data, statistics.load(path).mean_image)
 
 
-def compute_statistics(config: ConfigDict, path: Path) -> statistics.Statistics:
+def compute_statistics(
+    config: ConfigDict, path: Path, source: Source | None = None
+) -> statistics.Statistics:
     """Writes mean image and RGB components of the images that are trained on to a file.
 
     Those of images in files are also kept for other runs (`cache.folder`), because a pass over
@@ -128,7 +192,7 @@ def compute_statistics(config: ConfigDict, path: Path) -> statistics.Statistics:
         if done == total or done % 100_000 < 256:
             print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
 
-    source = open_train(data)
+    source = open_train(data) if source is None else source
     key = statistics.key(source, data)
     if key is None:
         result = statistics.compute(source, data, show)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config.fields import FIELDS
 from alexnet_jax.data import augment
-from alexnet_jax.data.sources import Reader, Source
+from alexnet_jax.data.protocol import Reader, Source
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 

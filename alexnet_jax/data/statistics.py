@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data import decode, pipeline
-from alexnet_jax.data.sources import Source
+from alexnet_jax.data.protocol import Source
 from alexnet_jax.errors import UsageError
 
 _BATCH = 32

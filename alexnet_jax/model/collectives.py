@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.model.derivatives import custom_vjp
 from alexnet_jax.model.precision import widened
 
 TOWER = "tower"
@@ -25,7 +26,7 @@ def gather_channels(x: jax.Array) -> jax.Array:
     return jnp.concatenate([gathered[i] for i in range(gathered.shape[0])], -1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
 def scatter_sum(y_BxC: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """The sum of all towers' `y`, of which each tower gets its own part of the columns.
 
@@ -53,7 +54,7 @@ def _scatter_sum_bwd(dtype, saved, g):
 scatter_sum.defvjp(_scatter_sum_fwd, _scatter_sum_bwd)
 
 
-@jax.custom_vjp
+@custom_vjp
 def sum_over_towers(x: jax.Array) -> jax.Array:
     """The sum of all towers' `x`, which every tower then uses in the same way: the logits.
 

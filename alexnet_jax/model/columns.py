@@ -5,14 +5,14 @@ import numpy as np
 from alexnet_jax.config.table import Layer
 
 Parameters = dict[str, dict[str, np.ndarray]]
-"""`{layer: {"kernel", "bias"}}`."""
+"""`{layer: {"kernel", "bias", ...}}`: what else there is has one value per channel."""
 
 
 def merge_towers(params: Parameters, layers: tuple[Layer, ...]) -> Parameters:
-    """The parameters of one column, from those stacked by tower.
+    """The parameters of one column, from those stacked by tower; or the running statistics.
 
     Args:
-      params: `{layer: {"kernel", "bias"}}`, each leaf with a leading axis of towers.
+      params: `{layer: {"kernel", "bias", ...}}`, each leaf with a leading axis of towers.
       layers: the table of layers that the parameters belong to.
 
     Returns:
@@ -23,14 +23,17 @@ def merge_towers(params: Parameters, layers: tuple[Layer, ...]) -> Parameters:
     """
     merged = {}
     for i, layer in enumerate(layers):
-        kernel = np.asarray(params[layer.name]["kernel"])
-        bias = np.asarray(params[layer.name]["bias"])
-        if layer.kind == "dense" and layer.exchange != "inputs":
-            kernel = _merge_rows(layer, kernel, channels=layers[i - 1].features)
-        else:
-            kernel = np.concatenate(list(kernel), axis=-1)
-        bias = bias[0] if layer.last else np.concatenate(list(bias), axis=-1)
-        merged[layer.name] = {"kernel": kernel, "bias": bias}
+        if layer.name not in params:
+            continue
+        parts = merged[layer.name] = {}
+        for part, array in params[layer.name].items():
+            array = np.asarray(array)
+            if part == "kernel" and layer.kind == "dense" and layer.exchange != "inputs":
+                parts[part] = _merge_rows(layer, array, channels=layers[i - 1].features)
+            elif part == "bias" and layer.last:
+                parts[part] = array[0]
+            else:
+                parts[part] = np.concatenate(list(array), axis=-1)
     return merged
 
 
@@ -40,7 +43,7 @@ def split_towers(merged: Parameters, layers: tuple[Layer, ...], towers: int) -> 
     Of a dense layer without exchange only the blocks on the diagonal are read.
 
     Args:
-      merged: `{layer: {"kernel", "bias"}}`, as `merge_towers` returns it.
+      merged: `{layer: {"kernel", "bias", ...}}`, as `merge_towers` returns it.
       layers: the table of layers.
       towers: number of towers.
 
@@ -49,14 +52,17 @@ def split_towers(merged: Parameters, layers: tuple[Layer, ...], towers: int) -> 
     """
     split = {}
     for i, layer in enumerate(layers):
-        kernel = np.asarray(merged[layer.name]["kernel"])
-        bias = np.asarray(merged[layer.name]["bias"])
-        if layer.kind == "dense" and layer.exchange != "inputs":
-            kernel = _split_rows(layer, kernel, towers, channels=layers[i - 1].features)
-        else:
-            kernel = np.stack(np.split(kernel, towers, axis=-1))
-        bias = np.stack([bias] * towers if layer.last else np.split(bias, towers, axis=-1))
-        split[layer.name] = {"kernel": kernel, "bias": bias}
+        if layer.name not in merged:
+            continue
+        parts = split[layer.name] = {}
+        for part, array in merged[layer.name].items():
+            array = np.asarray(array)
+            if part == "kernel" and layer.kind == "dense" and layer.exchange != "inputs":
+                parts[part] = _split_rows(layer, array, towers, channels=layers[i - 1].features)
+            elif part == "bias" and layer.last:
+                parts[part] = np.stack([array] * towers)
+            else:
+                parts[part] = np.stack(np.split(array, towers, axis=-1))
     return split
 
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.model.derivatives import custom_vjp
+
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -31,7 +33,7 @@ def _unrolled(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return mapped
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv(
     x_BxHxWxC: jax.Array,
     kernel: jax.Array,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.model.derivatives import custom_vjp
 from alexnet_jax.model.precision import widened
 
 
@@ -23,7 +24,7 @@ def dense(x_BxI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> 
     return jnp.matmul(x_BxI, kernel, precision=precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(custom_vjp, nondiff_argnums=(2,))
 def partial_products(
     x_BxI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike
 ) -> jax.Array:

@@ -6,16 +6,25 @@ Both share one hand-written VJP, which saves a root of the sum instead of the su
 Shapes: B images, H x W pixels, C channels of one tower.
 """
 
+import dataclasses
 import functools
+import math
 import operator
+from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from alexnet_jax.config.fields import Field
 from alexnet_jax.model.collectives import TOWER
+from alexnet_jax.model.derivatives import custom_vjp
 from alexnet_jax.model.memory import stored
+from alexnet_jax.model.operation import Graph, GraphSite, Operation, Shape, Site, of_maps
+from alexnet_jax.model.precision import widened
+from alexnet_jax.registry import OPERATIONS
 
 
 def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) -> jax.Array:
@@ -43,7 +52,7 @@ def _powers(kept: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
     return power, power / kept
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+@functools.partial(custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
 def _respond(x, axes, size, k, alpha, beta):
     return _respond_fwd(x, axes, size, k, alpha, beta)[0]
 
@@ -142,3 +151,125 @@ def within_map_norm(
       The shape of `x_BxHxWxC`.
     """
     return _respond(x_BxHxWxC, (1, 2), size, k, alpha, beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalResponseNorm(Operation):
+    """`local_response_norm`, or nothing where it is disabled."""
+
+    group = "lrn"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "enabled": Field(True, "Whether local response normalization (LRN) is applied."),
+        "size": Field(5, "Neighbouring channels in an LRN window (n).", low=1, high=10**4),
+        "k": Field(2.0, "Constant k of LRN.", low=0),
+        "alpha": Field(1e-4, "Constant alpha of LRN.", low=0),
+        "beta": Field(0.75, "Exponent beta of LRN."),
+        "alpha_divided_by_size": Field(
+            False, "Whether alpha is divided by n, as in cuda-convnet and Caffe."
+        ),
+        "across_towers": Field(
+            False, "Whether an LRN window reaches from one tower into the next, as in Caffe."
+        ),
+    }
+
+    enabled: bool
+    size: int
+    k: float
+    alpha: float
+    beta: float
+    alpha_divided_by_size: bool
+    across_towers: bool
+
+    def shape(self, shape: Shape) -> Shape:
+        """The same, of maps."""
+        return of_maps(shape)
+
+    def received(self, shape: Shape, towers: int) -> int:
+        """The channels at the edges of the neighbouring towers, where windows reach into them."""
+        if not (self.enabled and self.across_towers) or towers == 1:
+            return 0
+        sides = 1 if towers == 2 else 2
+        return sides * (self.size // 2) * math.prod(shape[:2])
+
+    def __call__(self, x: jax.Array, at: Site) -> jax.Array:
+        """Normalizes over neighbouring channels."""
+        del at
+        if not self.enabled:
+            return x
+        return local_response_norm(
+            # Squares and their sums in at least float32, whatever the network computes in.
+            x.astype(widened(x.dtype)),
+            size=self.size,
+            k=self.k,
+            alpha=self.alpha / self.size if self.alpha_divided_by_size else self.alpha,
+            beta=self.beta,
+            across_towers=self.across_towers,
+        )
+
+    def onnx(self, graph: Graph, x: str, at: GraphSite) -> str:
+        """One node, or one for each tower where windows stay inside; ONNX divides alpha by n."""
+        if not self.enabled:
+            return x
+        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size
+        constants = {"size": self.size, "alpha": alpha, "beta": self.beta, "bias": self.k}
+        if self.across_towers or at.towers == 1:
+            return graph.add("LRN", x, **constants)
+        parts = graph.add("Split", x, outputs=at.towers, axis=1)
+        return graph.add("Concat", *(graph.add("LRN", part, **constants) for part in parts), axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithinMapNorm(Operation):
+    """`within_map_norm`."""
+
+    group = "within_map_norm"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "size": Field(
+            5, "Side of the within-map normalization window in pixels.", low=1, high=10**4
+        ),
+        "k": Field(1.0, "Constant k of within-map normalization.", low=0),
+        "alpha": Field(1e-3, "Constant alpha of it.", low=0),
+        "beta": Field(0.75, "Exponent beta of it."),
+        "alpha_divided_by_size": Field(
+            True, "Whether alpha is divided by the number of pixels in the window."
+        ),
+    }
+
+    size: int
+    k: float
+    alpha: float
+    beta: float
+    alpha_divided_by_size: bool
+
+    def shape(self, shape: Shape) -> Shape:
+        """The same, of maps."""
+        return of_maps(shape)
+
+    def __call__(self, x: jax.Array, at: Site) -> jax.Array:
+        """Normalizes over a square of each map."""
+        del at
+        return within_map_norm(
+            x.astype(widened(x.dtype)),
+            size=self.size,
+            k=self.k,
+            alpha=self.alpha / self.size**2 if self.alpha_divided_by_size else self.alpha,
+            beta=self.beta,
+        )
+
+    def onnx(self, graph: Graph, x: str, at: GraphSite) -> str:
+        """Several nodes, since ONNX has none for it; the window is clipped at the border."""
+        del at
+        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size**2
+        before, after = self.size // 2, self.size - 1 - self.size // 2
+        means = graph.add(
+            "AveragePool", graph.add("Mul", x, x), kernel_shape=[self.size] * 2, strides=[1, 1],
+            pads=[before, before, after, after], count_include_pad=1,
+        )  # fmt: skip
+        scaled = graph.add("Mul", means, graph.constant(np.float32(alpha)))
+        base = graph.add("Add", scaled, graph.constant(np.float32(self.k)))
+        root = graph.add("Pow", base, graph.constant(np.float32(self.beta)))
+        return graph.add("Div", x, root)
+
+
+OPERATIONS["lrn"] = LocalResponseNorm
+OPERATIONS["within_map_norm"] = WithinMapNorm

@@ -6,15 +6,29 @@ scatter. `tests/model` compares values and gradients with the plain form.
 Shapes: B images, H x W pixels, C channels of one tower.
 """
 
+import dataclasses
 import functools
+import math
 import operator
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from ml_collections import ConfigDict
 
-from alexnet_jax.config.table import pooled_size
+from alexnet_jax.config.fields import Field
+from alexnet_jax.errors import UsageError
+from alexnet_jax.model.derivatives import custom_vjp
+from alexnet_jax.model.operation import Graph, GraphSite, Operation, Shape, Site, of_maps
+from alexnet_jax.registry import OPERATIONS
+
+
+def pooled_size(size: int, window: int, stride: int) -> int:
+    """Outputs of a pooling along one side: the last window may hang over (cuda-convnet's ceil)."""
+    return max(math.ceil((size - window) / stride), 0) + 1
 
 
 def _overhang(size: int, window: int, stride: int) -> int:
@@ -30,7 +44,12 @@ def _pad_to_windows(x: jax.Array, window: int, stride: int, value: float) -> jax
     return jnp.pad(x, ((0, 0), (0, over_h), (0, over_w), (0, 0)), constant_values=value)
 
 
-def _max_and_tap(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax.Array]:
+def _max_and_tap(
+    x: jax.Array,
+    window: int,
+    stride: int,
+    larger: Callable[[jax.Array, jax.Array], jax.Array] = jnp.maximum,
+) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window and the number of its pixel, row by row: uint8 or int32."""
     b, h, w, c = x.shape
     out_h, out_w = pooled_size(h, window, stride), pooled_size(w, window, stride)
@@ -47,8 +66,18 @@ def _max_and_tap(x: jax.Array, window: int, stride: int) -> tuple[jax.Array, jax
     for number in range(1, window * window):
         candidate = tap(number)
         taps = jnp.where(candidate > best, kind(number), taps)
-        best = jnp.maximum(best, candidate)
+        best = larger(best, candidate)
     return best, taps
+
+
+def _larger(best: jax.Array, candidate: jax.Array) -> jax.Array:
+    """`jnp.maximum`, but of two equal values the first one has the whole derivative."""
+    return jnp.where((candidate > best) | jnp.isnan(candidate), candidate, best)
+
+
+def _plain_max_pool(x, window, stride, size):
+    del size
+    return _max_and_tap(x, window, stride, _larger)[0]
 
 
 def max_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
@@ -67,7 +96,7 @@ def max_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
     return _max_pool(x_BxHxWxC, window, stride, x_BxHxWxC.shape[1:3])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+@functools.partial(custom_vjp, nondiff_argnums=(1, 2, 3), plain=_plain_max_pool)
 def _max_pool(x, window, stride, size):
     del size
     return _max_and_tap(x, window, stride)[0]
@@ -142,3 +171,75 @@ def avg_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
         return x
 
     return total(x_BxHxWxC) / total(jnp.ones((1, h, w, 1), x_BxHxWxC.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool(Operation):
+    """What both kinds of pooling share.
+
+    Attributes:
+      window: side of a window in pixels.
+      stride: pixels between windows.
+    """
+
+    group = "pool"
+    fields: ClassVar[Mapping[str, Field]] = {
+        "window": Field(3, "Side of the pooling window in pixels.", low=1, high=10**4),
+        "stride": Field(
+            2,
+            "Pixels between pooling windows; they overlap where this is less than the window.",
+            low=1,
+        ),
+    }
+    function: ClassVar[Callable[[jax.Array, int, int], jax.Array]]
+    node: ClassVar[str]
+
+    window: int
+    stride: int
+
+    @classmethod
+    def of(cls, model: ConfigDict) -> Self:
+        """The pooling of `config.model`.
+
+        Raises:
+          UsageError: windows are further apart than they are wide.
+        """
+        window, stride = model.pool.window, model.pool.stride
+        if stride > window:
+            raise UsageError(
+                f"config.model.pool.stride = {stride}: larger than the window {window} skips pixels"
+            )
+        return cls(window, stride)
+
+    def shape(self, shape: Shape) -> Shape:
+        """The number of windows, in place of the number of pixels."""
+        side, _, channels = of_maps(shape)
+        side = pooled_size(side, self.window, self.stride)
+        return (side, side, channels)
+
+    def __call__(self, x: jax.Array, at: Site) -> jax.Array:
+        """Pools every map."""
+        del at
+        return type(self).function(x, self.window, self.stride)
+
+    def onnx(self, graph: Graph, x: str, at: GraphSite) -> str:
+        """One node; ONNX's padding is never a maximum and is not counted in a mean."""
+        over = _overhang(at.shape[0], self.window, self.stride)
+        window, stride = [self.window] * 2, [self.stride] * 2
+        return graph.add(self.node, x, kernel_shape=window, strides=stride, pads=[0, 0, over, over])
+
+
+class MaxPool(Pool):
+    """`max_pool` of every map."""
+
+    function, node = max_pool, "MaxPool"
+
+
+class AvgPool(Pool):
+    """`avg_pool` of every map."""
+
+    function, node = avg_pool, "AveragePool"
+
+
+OPERATIONS["max_pool"] = MaxPool
+OPERATIONS["avg_pool"] = AvgPool

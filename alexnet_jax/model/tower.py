@@ -4,8 +4,7 @@ The module runs under a mapped axis `tower` that holds all towers: `vmap`, `pmap
 chosen by `parallel`. Towers exchange values only where the table says so.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import flax.linen as nn
@@ -16,19 +15,12 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from alexnet_jax.config.table import Layer, conv_size, read_layers
-from alexnet_jax.model import activation, collectives, conv, dense, dropout, norm, pool
-from alexnet_jax.model.precision import widened
+from alexnet_jax.model import collectives, conv, dense, derivatives
+from alexnet_jax.model.operation import Operation, Site
 
 
-@dataclasses.dataclass(frozen=True)
-class Norm:
-    """Constants of a response normalization; `alpha` multiplies the plain sum of squares."""
-
-    size: int
-    k: float
-    alpha: float
-    beta: float
-    across_towers: bool = False
+def _identity(tree: Any) -> Any:
+    return tree
 
 
 class Tower(nn.Module):
@@ -36,34 +28,26 @@ class Tower(nn.Module):
 
     Parameters: `{layer: {"kernel", "bias"}}`, float32 unless initialised otherwise; kernels are
     `[h, w, C, K]`, `[H, W, C * h * w, K]` (local) or `[inputs, outputs]` (dense), where a dense
-    layer with `partial_sums` has the rows of this tower's inputs and every output.
+    layer with `partial_sums` has the rows of this tower's inputs and every output. The values of an
+    operation that follows a layer lie beside them, `[C]` each, as `OPERATION.NAME`; its running
+    statistics, by the same names, in the collection `batch_stats`.
 
     Attributes:
-      layers: the table of layers.
+      layers: the table of layers, with the operations that follow each.
       towers: number of towers.
-      activation: the activation function.
-      pool_window: side of a pooling window in pixels.
-      pool_stride: pixels between pooling windows.
-      lrn: constants of local response normalization; None where it is disabled.
-      within_map_norm: constants of normalization within a map.
-      dropout_rate: share of units that dropout sets to zero.
-      dropout_rescaled: whether dropout divides the kept units by `1 - dropout_rate` in training;
-        otherwise all units are multiplied by it at test time.
       compute_dtype: type of activations and products.
       precision: of float32 products; see `config.model.precision`.
     """
 
     layers: tuple[Layer, ...]
     towers: int
-    activation: Callable[[jax.Array], jax.Array]
-    pool_window: int
-    pool_stride: int
-    lrn: Norm | None
-    within_map_norm: Norm
-    dropout_rate: float
-    dropout_rescaled: bool
     compute_dtype: jnp.dtype
     precision: str
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether an operation has running statistics."""
+        return any(op.statistics() for layer in self.layers for op in layer.operations)
 
     @nn.compact
     def __call__(
@@ -71,36 +55,97 @@ class Tower(nn.Module):
         images_BxHxWx3: jax.Array,
         dropout_key: jax.Array | None = None,
         index_B: jax.Array | None = None,
+        *,
+        sum_over_data: Callable[[Any], Any] = _identity,
+        frozen: Collection[str] = (),
     ) -> jax.Array:
         """Logits of the whole network, the same in every tower.
+
+        With a key it acts as in training. Running statistics then change: make the collection
+        `batch_stats` mutable where `has_statistics`.
 
         Args:
           images_BxHxWx3: float images, mean subtracted.
           dropout_key: a key for this step; None at test time.
           index_B: each example's index in its data set, which selects its dropout mask.
+          sum_over_data: the sum of a tree over the parts of the batch, where devices share it.
+          frozen: layers that use and keep their running statistics in training, too.
 
         Returns:
           `[B, classes]`, float32 or wider.
         """
         x = images_BxHxWx3.astype(self.compute_dtype)
-        for layer in self.layers:
-            # The scopes name each exchange in the compiled program; see `parallel.exchange`.
-            with jax.named_scope(layer.name):
-                x = self._layer(layer, x)
-                for op in layer.then:
-                    with jax.named_scope(op):
-                        x = self._operation(op, layer, x, dropout_key, index_B)
+        for number, layer in enumerate(self.layers):
+            # One stream per layer, numbered by its place in the table.
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
+            # The name is also that of a scope, which says where an exchange of the compiled program
+            # belongs; see `parallel.exchange`.
+            x = _Layer(layer, number, self.towers, self.precision, name=layer.name)(
+                x, key, index_B, sum_over_data, layer.name in frozen
+            )
             self.sow("intermediates", f"{layer.name}_out", x)
         return x
 
-    def _layer(self, layer: Layer, x: jax.Array) -> jax.Array:
-        if layer.exchange == "inputs" and layer is not self.layers[0]:
+
+class _Layer(nn.Module):
+    """One layer and the operations that follow it; `draw_parameters` draws its parameters."""
+
+    layer: Layer
+    number: int
+    towers: int
+    precision: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        key: jax.Array | None,
+        index_B: jax.Array | None,
+        sum_over_data: Callable[[Any], Any],
+        frozen: bool,
+    ) -> jax.Array:
+        x = self._layer(x)
+        for name, op in zip(self.layer.then, self.layer.operations, strict=True):
+            with jax.named_scope(name):
+                statistics = {
+                    part: self.variable("batch_stats", f"{name}.{part}", self._constant(value, x))
+                    for part, value in op.statistics().items()
+                }
+                at = Site(
+                    layer=self.layer.name,
+                    number=self.number,
+                    training=key is not None and not (frozen and statistics),
+                    key=key,
+                    index_B=index_B,
+                    towers=self.towers,
+                    parameters={
+                        part: self.param(f"{name}.{part}", self._constant(value, x))
+                        for part, value in op.parameters().items()
+                    },
+                    statistics={part: variable.value for part, variable in statistics.items()},
+                    sum_over_data=sum_over_data,
+                )
+                x = op(x, at).astype(x.dtype)
+                if at.training:
+                    for part, variable in statistics.items():
+                        variable.value = at.statistics[part]
+        return x
+
+    @staticmethod
+    def _constant(value: float, x: jax.Array) -> Callable[..., jax.Array]:
+        """An initializer of one value per channel of `x`."""
+        return lambda *key: jnp.full(x.shape[-1:], value, jnp.float32)
+
+    def _layer(self, x: jax.Array) -> jax.Array:
+        layer = self.layer
+        if layer.exchange == "inputs" and self.number:
             x = collectives.gather_channels(x)
         if layer.kind == "dense":
             x = x.reshape(x.shape[0], -1)
-        kernel_shape, bias_shape = self._parameter_shapes(layer, x.shape)
-        kernel, bias = _Parameters(kernel_shape, bias_shape, name=layer.name)()
-        kernel = kernel.astype(x.dtype)
+        kernel_shape, bias_shape = self._shapes(x.shape)
+        zeros = nn.initializers.zeros_init()
+        kernel = self.param("kernel", zeros, kernel_shape).astype(x.dtype)
+        bias = self.param("bias", zeros, bias_shape)
         y: jax.Array
         if layer.kind == "conv":
             y = conv.conv(x, kernel, layer.stride, layer.padding, self.precision)
@@ -109,9 +154,11 @@ class Tower(nn.Module):
         elif layer.last:
             parts = dense.partial_products(x, kernel, self.precision)
             y = collectives.sum_over_towers(parts)
+            bias = bias.astype(y.dtype)
+            if derivatives.are_plain():
+                return y + bias
             # Every tower has the whole bias. Its gradient is that of 1/towers of the loss, which
             # the second term, zero in value, makes whole without an exchange.
-            bias = bias.astype(y.dtype)
             return y + bias + (self.towers - 1) * (bias - lax.stop_gradient(bias))
         elif layer.exchange == "partial_sums":
             parts = dense.partial_products(x, kernel, self.precision)
@@ -120,7 +167,9 @@ class Tower(nn.Module):
             y = dense.dense(x, kernel, self.precision)
         return y + bias.astype(y.dtype)
 
-    def _parameter_shapes(self, layer: Layer, x_shape: tuple[int, ...]):
+    def _shapes(self, x_shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the kernel and the bias."""
+        layer = self.layer
         channels, features, size = x_shape[-1], layer.features, layer.kernel
         if layer.kind == "conv":
             return (size, size, channels, features), (features,)
@@ -131,52 +180,6 @@ class Tower(nn.Module):
             return (channels, features * self.towers), (features,)
         return (channels, features), (features,)
 
-    def _operation(self, op, layer, x, dropout_key, index_B):
-        if op == "activation":
-            return self.activation(x)
-        if op == "max_pool":
-            return pool.max_pool(x, self.pool_window, self.pool_stride)
-        if op == "avg_pool":
-            return pool.avg_pool(x, self.pool_window, self.pool_stride)
-        if op == "dropout":
-            return self._dropout(layer, x, dropout_key, index_B)
-        # Squares and their sums in at least float32, whatever the network computes in.
-        wide = x.astype(widened(x.dtype))
-        if op == "lrn":
-            lrn = self.lrn
-            y = wide if lrn is None else norm.local_response_norm(wide, **dataclasses.asdict(lrn))
-        else:
-            of = self.within_map_norm
-            y = norm.within_map_norm(wide, size=of.size, k=of.k, alpha=of.alpha, beta=of.beta)
-        return y.astype(x.dtype)
-
-    def _dropout(self, layer, x, dropout_key, index_B):
-        keep = 1 - self.dropout_rate
-        if keep == 1:
-            return x
-        if dropout_key is None:
-            return x if self.dropout_rescaled else x * keep
-        # One stream per layer, numbered by its place in the table.
-        key = jax.random.fold_in(dropout_key, self.layers.index(layer))
-        tower = lax.axis_index(collectives.TOWER)
-        mask = dropout.dropout_mask(key, index_B, tower, x.shape[1:], self.dropout_rate)
-        return jnp.where(mask, x / keep if self.dropout_rescaled else x, 0)
-
-
-class _Parameters(nn.Module):
-    """Names and shapes of one layer's kernel and bias; `draw_parameters` draws their values."""
-
-    kernel_shape: tuple[int, ...]
-    bias_shape: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self) -> tuple[jax.Array, jax.Array]:
-        zeros = nn.initializers.zeros_init()
-        return (
-            self.param("kernel", zeros, self.kernel_shape),
-            self.param("bias", zeros, self.bias_shape),
-        )
-
 
 def build_tower(model: ConfigDict) -> Tower:
     """The tower that `config.model` describes.
@@ -184,25 +187,34 @@ def build_tower(model: ConfigDict) -> Tower:
     Raises:
       UsageError: a field has an impossible value; names it.
     """
-    lrn = model.lrn
     return Tower(
         layers=read_layers(model),
         towers=model.towers,
-        activation=activation.ACTIVATIONS[model.activation],
-        pool_window=model.pool.window,
-        pool_stride=model.pool.stride,
-        lrn=_norm(lrn, lrn.size, lrn.across_towers) if lrn.enabled else None,
-        within_map_norm=_norm(model.within_map_norm, model.within_map_norm.size**2),
-        dropout_rate=model.dropout.rate,
-        dropout_rescaled=model.dropout.rescaled_in_training,
         compute_dtype=jnp.dtype(model.compute_dtype),
         precision=model.precision,
     )
 
 
-def _norm(config: ConfigDict, window: int, across_towers: bool = False) -> Norm:
-    alpha = config.alpha / window if config.alpha_divided_by_size else config.alpha
-    return Norm(config.size, config.k, alpha, config.beta, across_towers)
+def _shapes(tower: Tower, crop_size: int, collection: str) -> dict:
+    def init(key: jax.Array) -> Any:
+        return tower.init(key, jnp.zeros((1, crop_size, crop_size, 3))).get(collection, {})
+
+    keys = jax.ShapeDtypeStruct((tower.towers,), jax.random.key(0).dtype)
+    return jax.eval_shape(jax.vmap(init, axis_name=collectives.TOWER), keys)
+
+
+def _constants(
+    tower: Tower, shapes: dict, of: Callable[[Operation], dict[str, float]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The initial values of the operations, `{layer: {"OPERATION.NAME"}}`, where there are any."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for layer in tower.layers:
+        for name, op in zip(layer.then, layer.operations, strict=True):
+            for part, value in of(op).items():
+                shape = shapes[layer.name][f"{name}.{part}"].shape
+                full = np.full(shape, value, np.float32)
+                found.setdefault(layer.name, {})[f"{name}.{part}"] = full
+    return found
 
 
 def parameter_shapes(tower: Tower, crop_size: int) -> dict:
@@ -213,14 +225,24 @@ def parameter_shapes(tower: Tower, crop_size: int) -> dict:
       crop_size: side of the square input in pixels.
 
     Returns:
-      `{layer: {"kernel", "bias"}}` of `jax.ShapeDtypeStruct` with a leading axis of towers.
+      `{layer: {"kernel", "bias", ...}}` of `jax.ShapeDtypeStruct` with a leading axis of towers.
     """
+    return _shapes(tower, crop_size, "params")
 
-    def init(key: jax.Array) -> Any:
-        return tower.init(key, jnp.zeros((1, crop_size, crop_size, 3)))["params"]
 
-    keys = jax.ShapeDtypeStruct((tower.towers,), jax.random.key(0).dtype)
-    return jax.eval_shape(jax.vmap(init, axis_name=collectives.TOWER), keys)
+def initial_statistics(tower: Tower, crop_size: int) -> dict:
+    """The running statistics that a run starts with, of all towers.
+
+    Args:
+      tower: the network.
+      crop_size: side of the square input in pixels.
+
+    Returns:
+      `{layer: {"OPERATION.NAME"}}`, float32 NumPy `[towers, C]`, of the layers that have any.
+    """
+    if not tower.has_statistics:
+        return {}
+    return _constants(tower, _shapes(tower, crop_size, "batch_stats"), lambda op: op.statistics())
 
 
 def draw_parameters(tower: Tower, seed: int, crop_size: int) -> dict:
@@ -236,9 +258,10 @@ def draw_parameters(tower: Tower, seed: int, crop_size: int) -> dict:
       crop_size: side of the square input in pixels.
 
     Returns:
-      `{layer: {"kernel", "bias"}}`, float32 NumPy, each leaf with a leading axis of towers.
+      `{layer: {"kernel", "bias", ...}}`, float32 NumPy, each leaf with a leading axis of towers.
     """
-    shapes, params = parameter_shapes(tower, crop_size), {}
+    shapes = parameter_shapes(tower, crop_size)
+    params = _constants(tower, shapes, lambda op: op.parameters())
     for i, layer in enumerate(tower.layers):
         kernel = np.empty(shapes[layer.name]["kernel"].shape, np.float32)
         for t in range(tower.towers):
@@ -247,5 +270,5 @@ def draw_parameters(tower: Tower, seed: int, crop_size: int) -> dict:
             generator.standard_normal(out=kernel[t], dtype=np.float32)
         kernel *= layer.init_std
         bias = np.full(shapes[layer.name]["bias"].shape, layer.bias, np.float32)
-        params[layer.name] = {"kernel": kernel, "bias": bias}
+        params[layer.name] = {"kernel": kernel, "bias": bias} | params.get(layer.name, {})
     return params

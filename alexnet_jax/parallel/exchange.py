@@ -28,7 +28,7 @@ class Point:
     """One place where devices exchange something.
 
     Attributes:
-      name: the layer, `LAYER lrn` for a normalization across towers, `finite_check` or `gradients`.
+      name: the layer, `LAYER OPERATION` for what follows it, `finite_check` or `gradients`.
       axis: `tower`, `step` (over the towers, but once per step and not per image) or `data`.
       how: the collectives of the forward and the backward pass.
       forward: elements that a device receives, per image over `tower`, otherwise per step.
@@ -61,7 +61,8 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
 
     Activations and their gradients are exchanged in the network's type; partial sums and what is
     normalized, in the forward pass, in at least float32. The backward pass ends at the first layer
-    that is trained.
+    that is trained. An operation with running statistics is taken to sum as many numbers over the
+    parts of the batch as it keeps.
 
     Args:
       config: the run.
@@ -69,7 +70,7 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
     """
     dtype = jnp.dtype(config.model.compute_dtype)
     narrow, wide = dtype.itemsize, widened(dtype).itemsize
-    found, trained_before = [], False
+    found, trained_before, gradients = [], False, 0
     for row in table.count(config.model, config.data.crop_size):
         name, n = row.layer.name, row.exchanged
         trained = trained_before or name not in config.freeze
@@ -81,14 +82,22 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
         elif n:
             how, back = "reduce-scatter, all-gather", n if trained else 0
             found.append(Point(name, parallel.TOWER, how, n, back, wide, narrow))
-        if n := row.halo:
+        for op, n in row.halos:
             back = n if trained else 0
-            found.append(Point(f"{name} lrn", parallel.TOWER, "permute", n, back, wide, wide))
+            found.append(Point(f"{name} {op}", parallel.TOWER, "permute", n, back, wide, wide))
+        gradients += 2
+        for op, operation in zip(row.layer.then, row.layer.operations, strict=True):
+            gradients += len(operation.parameters())
+            n = ring_all_reduce(row.layer.features, data_parallel) * len(operation.statistics())
+            if n and name not in config.freeze:
+                # What is kept of a batch is summed over its parts, and so is its gradient.
+                where = f"{name} {op}"
+                found.append(Point(where, parallel.DATA, "all-reduce", n, n, wide, wide))
         trained_before = trained
     # Whether the gradients of each parameter, and the loss, are finite on every tower.
     if (count := config.model.towers) > 1:
-        flags = 2 * len(config.model.layer_order) + 1
-        found.append(Point(CHECK, "step", "all-reduce", 2 * flags * (count - 1) // count, 0))
+        flags = 2 * (gradients + 1) * (count - 1) // count
+        found.append(Point(CHECK, "step", "all-reduce", flags, 0))
     if data_parallel > 1:
         ring = ring_all_reduce(trained_parameters(config), data_parallel)
         found.append(Point(GRADIENTS, parallel.DATA, "all-reduce", 0, ring))

@@ -1,4 +1,7 @@
-"""What a process sets up before JAX starts: devices, flags, the other processes of the run."""
+"""What a process sets up before JAX starts: devices, flags, the other processes of the run.
+
+If JAX is running already, what can no longer be set stays as it is.
+"""
 
 import contextlib
 import ctypes
@@ -19,20 +22,17 @@ _FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_con
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
-def prepare_host(config: ConfigDict) -> None:
-    """Settings that must be in place before JAX starts its backend.
+def prepare_process() -> None:
+    """Sets what makes any use of the network faster, and changes no result.
 
-    A CPU host gets one device per tower, so that a run there is split by default, and XLA's faster
-    convolutions. The user's own XLA_FLAGS win. GPU and TPU are not affected. With
-    `config.distributed.enabled` the process connects to the others of the run.
-
-    Compiled programs are cached in `~/.cache/alexnet_jax`, or in `JAX_COMPILATION_CACHE_DIR`, so
-    that the same run starts faster the next time.
-
-    Raises:
-      UsageError: the other processes are not found; names the field.
+    A CPU host gets XLA's faster convolutions; the user's own XLA_FLAGS win. Compiled programs are
+    cached in `~/.cache/alexnet_jax`, or in `JAX_COMPILATION_CACHE_DIR`, so that the same program
+    starts faster the next time.
     """
-    if not jax.config.values["jax_compilation_cache_dir"]:
+    # XLA prints an error for each program from the cache, because of two features of the processor
+    # that are only hints. If JAX was imported first, it is too late to silence them: no cache then.
+    silent = os.environ.get("TF_CPP_MIN_LOG_LEVEL") not in (None, "0", "1", "2")
+    if silent and not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
         # By default JAX caches programs that took a second to compile; those of a small network
         # take less each, but more in total.
@@ -40,12 +40,26 @@ def prepare_host(config: ConfigDict) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_experimental_ynn_fusion_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{_FAST_CPU_CONVOLUTIONS} {flags}".strip()
-    if "xla_force_host_platform_device_count" not in flags and not os.environ.get(
+    _share_arenas()
+
+
+def prepare_host(config: ConfigDict) -> None:
+    """Does what `prepare_process` does, and settles the devices of a run.
+
+    A CPU host gets one device per tower, so that a run there is split by default; the user's own
+    XLA_FLAGS win. GPU and TPU are not affected. With `config.distributed.enabled` the process
+    connects to the others of the run.
+
+    Raises:
+      UsageError: the other processes are not found; names the field.
+    """
+    prepare_process()
+    if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"] and not os.environ.get(
         "JAX_NUM_CPU_DEVICES"
     ):
-        jax.config.update("jax_num_cpu_devices", config.model.towers)
-    _share_arenas()
-    if config.distributed.enabled:
+        with contextlib.suppress(RuntimeError):  # JAX is running, with the devices that it has.
+            jax.config.update("jax_num_cpu_devices", config.model.towers)
+    if config.distributed.enabled and not jax.distributed.is_initialized():
         _join(config.distributed)
 
 
@@ -89,7 +103,7 @@ def _join(distributed: ConfigDict) -> None:
             "the processes about each other: give --config.distributed.coordinator=HOST:PORT, "
             f".process_count=N and .process_id=0 to N-1 ({error})"
         ) from error
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # Of JAX's runtime, or JAX is running already.
         reason = str(error).splitlines()[0]
         raise UsageError(f"config.distributed: the processes did not meet ({reason})") from error
     finally:

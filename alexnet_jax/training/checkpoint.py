@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -25,11 +25,18 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax.errors import UsageError
+from alexnet_jax.training.state import TrainState
 
 Manifest = dict[str, dict[str, Any]]
 """For each array, by its path: `dtype`, `shape`, `sha256` and whether it is `finite`."""
 
+Items = Mapping[str, Any]
+"""Trees of arrays by the name of the item that holds them in a checkpoint."""
+
 _DAMAGED, _FOREIGN = ".damaged", ".foreign"
+_VARIABLES = ("params", "batch_stats")
+_OPTIMIZER = "optimizer"
+_WHOLE = "state"  # Version 0.1 kept everything in one item.
 
 
 def _of_note(record: logging.LogRecord) -> bool:
@@ -55,8 +62,9 @@ class _Kept(policies.PreservationPolicy):
 class Checkpoints:
     """The checkpoints of one run, under `workdir/checkpoints/STEP`.
 
-    A checkpoint holds the stacked state (parameters and momentum of every tower), a small
-    dictionary of plain values, and the manifest. It does not depend on the placement that wrote it.
+    A checkpoint holds, stacked by tower, the parameters, the running statistics if there are any,
+    and the state of the optimizer, each as an item of its own; a small dictionary of plain values;
+    and the manifest. It does not depend on the placement that wrote it.
 
     Attributes:
       best: the step whose checkpoint is kept besides the latest ones; None for no step.
@@ -88,13 +96,13 @@ class Checkpoints:
             item_handlers={
                 # One folder per array instead of the OCDBT database, with which TensorStore 0.1.86
                 # leaks two kilobytes per array and save.
-                "state": ocp.PyTreeCheckpointHandler(use_ocdbt=False),
-                "extra": ocp.JsonCheckpointHandler(),
-                "manifest": ocp.JsonCheckpointHandler(),
-            },
+                name: ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+                for name in (*_VARIABLES, _OPTIMIZER, _WHOLE)
+            }
+            | {name: ocp.JsonCheckpointHandler() for name in ("extra", "manifest")},
         )
 
-    def save(self, step: int, state: Any, arrays: Manifest, extra: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, arrays: Manifest, extra: dict[str, Any]) -> None:
         """Starts to write a checkpoint in the background.
 
         Every process must call it.
@@ -102,7 +110,7 @@ class Checkpoints:
         Args:
           step: the name of the checkpoint; if it exists, nothing is written.
           state: arrays on the devices.
-          arrays: the manifest of the state.
+          arrays: the manifest of `items(state)` on the host.
           extra: plain values that JSON can hold.
 
         Raises:
@@ -119,7 +127,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(state),
+                    **{name: ocp.args.PyTreeSave(tree) for name, tree in items(state).items()},
                     extra=ocp.args.JsonSave(extra),
                     manifest=ocp.args.JsonSave({"arrays": arrays, "sha256": _seal(arrays, extra)}),
                 ),
@@ -148,7 +156,7 @@ class Checkpoints:
         """Returns the steps of the checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, as NumPy arrays, and the plain values of one checkpoint.
 
         Args:
@@ -158,15 +166,10 @@ class Checkpoints:
         Raises:
           UsageError: it does not exist, is damaged or belongs to another configuration.
         """
-        if step not in self.steps():
-            there = ", ".join(map(str, self.steps())) or "none"
-            raise UsageError(f"{self._folder} holds no checkpoint {step}; there is {there}")
-        try:
-            return self._whole(step, like)
-        except (UsageError, ValueError) as error:
-            raise UsageError(f"{self._folder / str(step)} {error}") from error
+        found, extra = self._one(step, items(like))
+        return _state(found), extra
 
-    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore_latest(self, like: TrainState) -> tuple[int, TrainState, dict[str, Any]] | None:
         """Returns step, state (NumPy) and plain values of the latest intact checkpoint, or None.
 
         A damaged checkpoint, or one of another network among those of this one, is reported and
@@ -178,10 +181,43 @@ class Checkpoints:
         Raises:
           UsageError: no checkpoint is intact, or all belong to another network or optimizer.
         """
+        found = self._latest(items(like))
+        return None if found is None else (found[0], _state(found[1]), found[2])
+
+    def restore_variables(
+        self, step: int | None, like: dict[str, Any]
+    ) -> tuple[int, dict[str, Any]] | None:
+        """Returns the step of a checkpoint and what a network needs of it, as NumPy arrays.
+
+        The state of the optimizer is not read, and may be of any optimizer. Checkpoints of version
+        0.1 can be read too.
+
+        Args:
+          step: the step; None for the latest intact checkpoint.
+          like: variables of the same structure: `params` and, if there are any, `batch_stats`.
+
+        Raises:
+          UsageError: as `restore` or `restore_latest`.
+        """
+        if step is not None:
+            return step, self._one(step, like)[0]
+        found = self._latest(like)
+        return None if found is None else found[:2]
+
+    def _one(self, step: int, like: Items) -> tuple[dict[str, Any], dict[str, Any]]:
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise UsageError(f"{self._folder} holds no checkpoint {step}; there is {there}")
+        try:
+            return self._whole(step, like)
+        except (UsageError, ValueError) as error:
+            raise UsageError(f"{self._folder / str(step)} {error}") from error
+
+    def _latest(self, like: Items) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
         foreign: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             try:
-                state, extra = self._whole(step, like)
+                found, extra = self._whole(step, like)
             except UsageError as error:
                 foreign.append((step, str(error)))
             except ValueError as error:
@@ -189,7 +225,7 @@ class Checkpoints:
             else:
                 for other, why in foreign:
                     self._set_aside(other, why, _FOREIGN)
-                return step, state, extra
+                return step, found, extra
         if foreign:
             step, why = foreign[0]
             raise UsageError(f"{self._folder / str(step)} {why}; choose another --workdir")
@@ -201,11 +237,11 @@ class Checkpoints:
             )
         return None
 
-    def _whole(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def _whole(self, step: int, like: Items) -> tuple[dict[str, Any], dict[str, Any]]:
         """Raises UsageError for a checkpoint of another configuration, ValueError for damage."""
         try:
-            state, extra, written = self._read(step, like)
-            wrong = differences(written, manifest(state))
+            found, extra, written = self._read(step, like)
+            wrong = differences(written, manifest(found))
         except UsageError:
             raise
         except Exception as error:  # whatever Orbax and TensorStore raise for broken files
@@ -214,9 +250,9 @@ class Checkpoints:
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise ValueError(f"is damaged ({wrong[0]}{more})")
-        return state, extra
+        return found, extra
 
-    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any], Manifest]:
+    def _read(self, step: int, like: Items) -> tuple[dict[str, Any], dict[str, Any], Manifest]:
         """Raises UsageError for another configuration only; anything else means damage."""
         about = self._manager.restore(
             step,
@@ -225,15 +261,25 @@ class Checkpoints:
         arrays, extra = about["manifest"]["arrays"], about["extra"]
         if about["manifest"]["sha256"] != _seal(arrays, extra):
             raise ValueError("manifest or plain numbers: other bytes")
+        old = (self._folder / str(step) / _WHOLE).is_dir()
+        if old and _OPTIMIZER in like:
+            raise UsageError("was written by version 0.1, whose runs cannot be resumed")
+        if _OPTIMIZER not in like:
+            arrays = _of(_VARIABLES, arrays)
         if foreign := differences(arrays, shapes(like)):
-            raise UsageError(f"is of another configuration: {foreign[0]}")
-        template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        how = ocp.checkpoint_utils.construct_restore_args(template)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(state=ocp.args.PyTreeRestore(template, restore_args=how)),
-        )
-        return restored["state"], extra, arrays
+            network = [line for line in foreign if not line.startswith(f".{_OPTIMIZER}")]
+            if network:
+                raise UsageError(f"is of another configuration: {network[0]}")
+            raise UsageError(f"holds the state of another optimizer: {foreign[0]}")
+        template = {
+            name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
+            for name, tree in like.items()
+        }
+        wanted: Items = {_WHOLE: template} if old else template
+        args = {name: _reading(tree, partial=old) for name, tree in wanted.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
+        found = restored[_WHOLE] if old else {name: restored[name] for name in like}
+        return found, extra, arrays
 
     def _set_aside(self, step: int, why: str, kind: str) -> None:
         text = f"warning: checkpoint {step} in {self._folder} {why}"
@@ -266,32 +312,64 @@ class Checkpoints:
                 raise
 
 
-def shapes(tree: Any) -> Manifest:
+def items(state: TrainState) -> dict[str, Any]:
+    """Returns a state as the items of a checkpoint."""
+    optimizer = {
+        "opt_state": state.opt_state,
+        "rate_scale": state.rate_scale,
+        "seed": state.seed,
+        "step": state.step,
+    }
+    return {**state.variables, _OPTIMIZER: optimizer}
+
+
+def _state(found: dict[str, Any]) -> TrainState:
+    """Returns the state of such items."""
+    return TrainState(
+        params=found["params"], batch_stats=found.get("batch_stats", {}), **found[_OPTIMIZER]
+    )
+
+
+def _reading(template: Any, partial: bool) -> ocp.args.PyTreeRestore:
+    """Returns the argument with which Orbax reads a tree, or a part of one, as NumPy arrays."""
+    how = ocp.checkpoint_utils.construct_restore_args(template)
+    return ocp.args.PyTreeRestore(template, restore_args=how, partial_restore=partial)
+
+
+def shapes(trees: Items) -> Manifest:
     """Returns a manifest without checksums, of arrays or `jax.ShapeDtypeStruct`."""
     return {
-        jax.tree_util.keystr(path): {"dtype": str(x.dtype), "shape": list(x.shape)}
+        f".{item}{jax.tree_util.keystr(path)}": {"dtype": str(x.dtype), "shape": list(x.shape)}
+        for item, tree in trees.items()
         for path, x in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def manifest(tree: Any) -> Manifest:
+def manifest(trees: Items) -> Manifest:
     """Returns the manifest of arrays on the host."""
 
     def look(x: np.ndarray) -> tuple[str, bool]:
         return hashlib.sha256(np.ascontiguousarray(x).data).hexdigest(), bool(np.isfinite(x).all())
 
+    leaves = [x for tree in trees.values() for x in jax.tree.leaves(tree)]
     with ThreadPoolExecutor() as pool:  # Both release the interpreter lock.
-        seen = pool.map(look, jax.tree.leaves(tree))
+        seen = pool.map(look, leaves)
         return {
             name: row | {"sha256": sha, "finite": finite}
-            for (name, row), (sha, finite) in zip(shapes(tree).items(), seen, strict=True)
+            for (name, row), (sha, finite) in zip(shapes(trees).items(), seen, strict=True)
         }
 
 
 def parameters_sha256(arrays: Manifest) -> str:
-    """Returns a checksum of the names, types, shapes and bytes of all parameters of a state."""
-    rows = {name: row for name, row in arrays.items() if name.startswith(".params")}
+    """Returns a checksum of names, types, shapes and bytes of all parameters and statistics."""
+    rows = _of(_VARIABLES, arrays)
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _of(names: Sequence[str], arrays: Manifest) -> Manifest:
+    """Returns the rows of some items."""
+    starts = tuple(f".{name}[" for name in names)
+    return {name: row for name, row in arrays.items() if name.startswith(starts)}
 
 
 def _seal(arrays: Manifest, extra: dict[str, Any]) -> str:

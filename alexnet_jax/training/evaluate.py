@@ -1,13 +1,12 @@
 """Evaluation of a whole split: every image once, the centre crop and all views in one pass."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
@@ -15,63 +14,63 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data.inputs import Inputs
 from alexnet_jax.data.sources import Source
 from alexnet_jax.model.tower import Tower
-
-
-def top_errors(scores_BxC: jax.Array, label_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns whether the label is not the best, and not among the five best: float `[B]` each.
-
-    A class with the same score counts as better than the label, so that a network whose scores are
-    all equal is wrong.
-    """
-    own = jnp.take_along_axis(scores_BxC, label_B[:, None], axis=1)
-    ahead = jnp.sum(scores_BxC >= own, axis=1) - 1
-    # NaN compares false with everything and would rank first.
-    ahead = jnp.where(jnp.isnan(own[:, 0]), scores_BxC.shape[1], ahead)
-    return (ahead >= 1).astype(jnp.float32), (ahead >= 5).astype(jnp.float32)
+from alexnet_jax.training.metrics import of_examples, top_errors
 
 
 def apply_with_outputs(
-    tower: Tower, params: dict, images_BxHxWx3: jax.Array
+    tower: Tower, variables: dict, images_BxHxWx3: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns logits `[B, classes]` and each layer's output in this tower, after its operations."""
-    logits, state = tower.apply({"params": params}, images_BxHxWx3, mutable=["intermediates"])
+    logits, state = tower.apply(variables, images_BxHxWx3, mutable=["intermediates"])
     outputs: Any = state["intermediates"]
     return logits, {layer.name: outputs[f"{layer.name}_out"][0] for layer in tower.layers}
 
 
 def make_eval_step(
-    tower: Tower, inputs: Inputs, placement: parallel.Placement, views: int
+    tower: Tower,
+    inputs: Inputs,
+    placement: parallel.Placement,
+    views: int,
+    metrics: Sequence[str] = (),
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
-    """Compiles `(params, batch) -> (sums, fired)` over the examples that the mask counts.
+    """Compiles `(variables, batch) -> (sums, fired)` over the examples that the mask counts.
 
     Sums: `count`, `loss`, `top1_error`, `top5_error` of the centre crop and, with more views,
     `top1_error_views`, `top5_error_views` of the mean of their softmax probabilities (section
-    4.1). Fired: for each layer with an activation, whether a unit was positive for any example,
-    int32 `[towers, units]`.
+    4.1). `metrics` holds the sums of the other metrics by name; with more views also, as
+    `NAME_views`, of the logarithm of that mean. Fired: for each layer with an activation, whether a
+    unit was positive for any example, int32 `[towers, units]`.
+
+    Args:
+      tower: the network.
+      inputs: how images become its input.
+      placement: where the towers run.
+      views: views per image: 1, 9 or 10.
+      metrics: names of other metrics (`config.evaluate.metrics`).
     """
 
-    def step(params: dict, batch: dict) -> tuple[dict, dict]:
+    def step(variables: dict, batch: dict) -> tuple[dict, dict]:
         mask, label_B = batch["mask"], batch["label"]
         images_VxBxHxWx3 = inputs.views(batch["image"], views)
         flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
-        logits, outputs = apply_with_outputs(tower, params, flat)
+        logits, outputs = apply_with_outputs(tower, variables, flat)
         logits_VxBxC = logits.reshape(views, len(label_B), -1)
         centre_BxC = logits_VxBxC[centre_view(views)]
 
         def total(values_B: jax.Array) -> jax.Array:
             return jnp.sum(values_B * mask)
 
-        top1, top5 = top_errors(centre_BxC, label_B)
-        loss = optax.softmax_cross_entropy_with_integer_labels(centre_BxC, label_B)
-        sums = {
-            "count": jnp.sum(mask),
-            "loss": total(loss),
-            "top1_error": total(top1),
-            "top5_error": total(top5),
-        }
+        def totals(names: Sequence[str], scores_BxC: jax.Array) -> dict[str, jax.Array]:
+            return jax.tree.map(total, of_examples(names, scores_BxC, label_B))
+
+        sums: dict[str, Any] = {"count": jnp.sum(mask), "metrics": totals(metrics, centre_BxC)}
+        sums |= totals(("loss", "top1_error", "top5_error"), centre_BxC)
         if views > 1:
-            top1, top5 = top_errors(jax.nn.softmax(logits_VxBxC).mean(0), label_B)
+            probability_BxC = jax.nn.softmax(logits_VxBxC).mean(0)
+            top1, top5 = top_errors(probability_BxC, label_B)
             sums |= {"top1_error_views": total(top1), "top5_error_views": total(top5)}
+            of_views = totals(metrics, jnp.log(probability_BxC))
+            sums["metrics"] |= {f"{name}_views": value for name, value in of_views.items()}
         fired = {}
         for layer in tower.layers:
             if "activation" in layer.then:
@@ -87,17 +86,17 @@ def make_eval_step(
 def make_predict_step(
     tower: Tower, inputs: Inputs, placement: parallel.Placement, views: int
 ) -> Callable[[dict, dict], tuple[jax.Array, jax.Array]]:
-    """Compiles `(params, batch) -> (probabilities, features)`.
+    """Compiles `(variables, batch) -> (probabilities, features)`.
 
     Probabilities `[B, classes]` are the mean over the views of their softmax (section 4.1);
     features `[towers, B, units]` are what the last layer sees of the centre crop.
     """
     last_hidden = tower.layers[-2].name
 
-    def step(params: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
+    def step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
         images_VxBxHxWx3 = inputs.views(batch["image"], views)
         flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
-        logits, outputs = apply_with_outputs(tower, params, flat)
+        logits, outputs = apply_with_outputs(tower, variables, flat)
         probabilities = jax.nn.softmax(logits).reshape(views, len(batch["image"]), -1).mean(0)
         features = outputs[last_hidden].reshape(views, len(batch["image"]), -1)[centre_view(views)]
         return placement.join_over_data(probabilities), placement.join_over_data(features)
@@ -128,6 +127,7 @@ class Means:
     views: int
     top1_error_views: float | None = None
     top5_error_views: float | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
 
 
 class Interrupted(Exception):
@@ -136,7 +136,7 @@ class Interrupted(Exception):
 
 def evaluate(
     eval_step: Callable[..., Any],
-    params: dict[str, Any],
+    variables: dict[str, Any],
     source: Source,
     config: ConfigDict,
     placement: parallel.Placement,
@@ -151,7 +151,7 @@ def evaluate(
 
     Args:
       eval_step: what `make_eval_step` returned for the same number of views.
-      params: parameters stacked by tower, on the devices.
+      variables: parameters and running statistics stacked by tower, on the devices.
       source: the images.
       config: the configuration of the run.
       placement: where the towers run.
@@ -164,14 +164,14 @@ def evaluate(
       UsageError: an image cannot be read.
     """
     unreadable = {} if unreadable is None else unreadable
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
     ever_fired: dict[str, np.ndarray] = {}
     pending = None
 
     def add(results: tuple[dict, dict]) -> None:
         sums, fired = parallel.to_host(results)
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+        first = jax.tree.map(lambda _: 0.0, sums)
+        totals.update(jax.tree.map(lambda a, b: a + float(b), totals or first, sums))
         for name, units in fired.items():
             ever_fired[name] = ever_fired.get(name, False) | (units > 0)
 
@@ -183,7 +183,7 @@ def evaluate(
         unreadable=unreadable,
     )
     for batch in batches:
-        results = eval_step(params, placement.put_batch(batch))
+        results = eval_step(variables, placement.put_batch(batch))
         if pending is not None:
             add(pending)  # fetched after the next step is on its way
         pending = results
@@ -196,7 +196,7 @@ def evaluate(
     readable = source.num_examples - len(unreadable)
     if not 0 < count <= readable or (count < readable and placement.batch_part[1] == 1):
         raise RuntimeError(f"counted {count} of {readable} readable examples of {source.name}")
-    means = {name: value / count for name, value in totals.items()}
+    means = jax.tree.map(lambda total: total / count, totals)
     return Means(**means, num_examples=count, dead_units=dead_units(ever_fired), views=views)
 
 

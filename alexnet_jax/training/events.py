@@ -20,7 +20,8 @@ class TrainingMean:
       top5_error: share of images whose class is not among the five highest scores.
       images_per_second: speed over all devices.
       data_wait_fraction: share of the time that was spent waiting for batches.
-      learning_rate: learning rate of the weights at the last step.
+      learning_rate: learning rate of the weights at the last step; None if the optimizer has rates
+        of its own.
       unreadable: number of training images replaced so far; None if `data.max_unreadable` is 0.
     """
 
@@ -32,7 +33,7 @@ class TrainingMean:
     top5_error: float
     images_per_second: float
     data_wait_fraction: float
-    learning_rate: float
+    learning_rate: float | None = None
     unreadable: int | None = None
 
 
@@ -52,6 +53,8 @@ class Evaluation:
       views: views per image; if there are several, the next two are given.
       top1_error_views: top-1 error of the probabilities averaged over the views.
       top5_error_views: top-5 error of the same.
+      metrics: means of the metrics in `config.evaluate.metrics`, of the centre crops by their name
+        and of all views by `NAME_views`.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -66,6 +69,7 @@ class Evaluation:
     views: int = 1
     top1_error_views: float | None = None
     top5_error_views: float | None = None
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +127,16 @@ _TYPES: dict[str, type[Event]] = {
 def to_json(event: Event) -> dict[str, Any]:
     """Returns an event as a line of the log, without the fields that are None.
 
-    The errors over N views are called `top1_error_N_views` and `top5_error_N_views` in the log.
+    The errors over N views are called `top1_error_N_views` and `top5_error_N_views` in the log, and
+    `metrics` is there only if there are any.
     """
     fields = {name: x for name, x in dataclasses.asdict(event).items() if x is not None}
     if isinstance(event, Evaluation):
         views = fields.pop("views")
         for name in ("top1_error", "top5_error") if views > 1 else ():
             fields[f"{name}_{views}_views"] = fields.pop(f"{name}_views")
+        if not event.metrics:
+            del fields["metrics"]
     return {"event": event.kind, **fields}
 
 

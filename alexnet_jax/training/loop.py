@@ -3,30 +3,35 @@
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.config import validate
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.sources import Source, fit_classes, open_sources
+from alexnet_jax.data.protocol import Source
+from alexnet_jax.data.sources import fit_classes, open_sources
+from alexnet_jax.data.sources.arrays import NAME as GIVEN
 from alexnet_jax.errors import Stopped, UsageError
-from alexnet_jax.model.tower import Tower, build_tower, draw_parameters
+from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial_statistics
 from alexnet_jax.training import evaluate as evaluation
-from alexnet_jax.training import optimizer
+from alexnet_jax.training import log, optimizers
 from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.checkpoint import Checkpoints, manifest, parameters_sha256
-from alexnet_jax.training.events import Warned, to_json
-from alexnet_jax.training.network import initial
+from alexnet_jax.training.events import TrainingMean, Warned, to_json
+from alexnet_jax.training.optimizers.groups import follows_schedule
+from alexnet_jax.training.origin import initial
 from alexnet_jax.training.parts import parts as parts_of
-from alexnet_jax.training.parts.evaluation import evaluate_split
+from alexnet_jax.training.parts.evaluation import evaluate_split, step_of
 from alexnet_jax.training.run import Due, Run
-from alexnet_jax.training.state import init_state
+from alexnet_jax.training.schedules import schedule
+from alexnet_jax.training.state import TrainState, init_state
 from alexnet_jax.training.step import make_train_step
 from alexnet_jax.training.stop import Stop
 
@@ -52,9 +57,12 @@ def loop(run: Run) -> None:
 
 def train_and_evaluate(
     config: ConfigDict,
-    workdir: Path,
+    workdir: str | Path,
     profile: tuple[int, int] | None = None,
     until: int | None = None,
+    *,
+    sources: Mapping[str, Source] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of a run, resuming it if `workdir` holds a checkpoint.
 
@@ -64,6 +72,11 @@ def train_and_evaluate(
       profile: the first and the last step to trace into `workdir/profile`, for TensorBoard,
         Perfetto or XProf.
       until: saves and returns once at least this many steps are done.
+      sources: the images of each split: `train` and, if there are any, `validation` and `test`.
+        Without them, those that `config.data` names are opened.
+      optimizer: an Optax transformation with rates of its own, in place of that of
+        `config.optimizer`. It is applied to each tower by itself: a norm over all gradients is one
+        over those of a tower.
 
     Returns:
       The content of `workdir/result.json`, or only the step if `until` ended the run early.
@@ -73,20 +86,39 @@ def train_and_evaluate(
         data or the numbers fail.
       Stopped: a signal asked the run to stop, and the state is saved.
     """
-    config = fit_classes(config)
+    workdir = Path(workdir)
+    config = fit_classes(config) if sources is None else _with_given_sources(config, sources)
+    if optimizer is not None:
+        config = config.copy_and_resolve_references()
+        config.optimizer.rule = "given"
     validate(config)
     placement = parallel.place(config)
     tower = build_tower(config.model)
     with ThreadPoolExecutor(1) as background:
         # Meanwhile TensorFlow is imported; each takes seconds.
-        drawn = background.submit(draw_parameters, tower, config.seed, config.data.crop_size)
-        sources = open_sources(config)
-    # A batch that is too large is reported before the folder is touched.
-    pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
+        drawn = background.submit(_variables, tower, config)
+        sources = open_sources(config) if sources is None else dict(sources)
+    # A batch that is too large and an optimizer that does not fit are reported before the folder is
+    # touched.
+    steps_per_epoch = pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
+    num_steps = round(config.num_epochs * steps_per_epoch)
+    tx = (
+        optimizers.build(config, steps_per_epoch, num_steps)
+        if optimizer is None
+        else optax.with_extra_args_support(optimizer)
+    )
+    state = init_state(tx=tx, seed=config.seed, **drawn.result())
+    del drawn
+    if config.optimizer.schedule == "plateau" and not follows_schedule(state.opt_state):
+        raise UsageError(
+            "config.optimizer.schedule = 'plateau': its drops do not reach an optimizer with rates "
+            f"of its own (config.optimizer.rule = {config.optimizer.rule!r}); use "
+            "--config.optimizer.schedule=constant"
+        )
     result = None
     with workdirs.Writer(workdir) as writer, Checkpoints(workdir, config.keep_checkpoints) as saved:
-        run, changes = begin(config, workdir, placement, tower, sources, drawn.result(), saved)
-        del drawn  # the weights on the host
+        run, changes = begin(config, workdir, placement, tower, sources, tx, state, saved)
+        del state  # the weights on the host
         run.until = until
         run.parts = parts_of(config, profile, writer, saved)
         with contextlib.ExitStack() as stack:
@@ -109,16 +141,60 @@ def train_and_evaluate(
     return result or {"step": run.step}
 
 
+def _with_given_sources(config: ConfigDict, sources: Mapping[str, Source]) -> ConfigDict:
+    """Returns the configuration of a run whose images are given in Python.
+
+    It names only the splits that there are.
+
+    Raises:
+      UsageError: there are no images to train on, or the classes are not those of the network.
+    """
+    if "train" not in sources:
+        raise UsageError(f"sources holds {', '.join(sources) or 'nothing'}: it needs 'train'")
+    for split, source in sources.items():
+        if (classes := len(source.class_names)) != config.model.num_classes:
+            raise UsageError(
+                f"config.model.num_classes = {config.model.num_classes}, but the images of {split} "
+                f"have {classes} classes"
+            )
+    config = config.copy_and_resolve_references()
+    config.data.source = GIVEN
+    config.data.validation_split = "validation" if "validation" in sources else ""
+    config.data.validation_fraction = 0.0
+    config.evaluate.splits = tuple(name for name in config.evaluate.splits if name in sources)
+    return config
+
+
+def _variables(tower: Tower, config: ConfigDict) -> dict[str, dict]:
+    """The parameters and running statistics that a run starts with, stacked by tower."""
+    crop = config.data.crop_size
+    return {
+        "params": draw_parameters(tower, config.seed, crop),
+        "batch_stats": initial_statistics(tower, crop),
+    }
+
+
 def begin(
     config: ConfigDict,
     workdir: Path,
     placement: parallel.Placement,
     tower: Tower,
     sources: dict[str, Source],
-    drawn: dict[str, Any],
+    tx: optax.GradientTransformationExtraArgs,
+    state: TrainState,
     checkpoints: Checkpoints,
 ) -> tuple[Run, list[str]]:
     """Returns the run at its first step or at its newest checkpoint, and what changed since then.
+
+    Args:
+      config: the configuration.
+      workdir: the folder that the run writes.
+      placement: where the towers run.
+      tower: the network.
+      sources: the images of each split.
+      tx: the update rule.
+      state: the state of a run that starts from the beginning, on the host.
+      checkpoints: those of the folder.
 
     Raises:
       UsageError: the workdir holds another run.
@@ -126,18 +202,12 @@ def begin(
     source = sources["train"]
     steps_per_epoch = pipeline.steps_per_epoch(source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
-    tx = optimizer.sgd_2012(config, steps_per_epoch, num_steps)
     position = {"training images": source.num_examples}
-    state, step, memory = init_state(drawn, tx, config.seed), 0, {}
+    step, memory = 0, {}
     if checkpoints.steps():
         workdirs.check_resumed(config, workdir, source.class_names)
     if (restored := checkpoints.restore_latest(state)) is not None:
         step, state, extra = restored
-        if extra.keys() != {"position", "parts"}:
-            raise UsageError(
-                f"--workdir={workdir} holds a run of version 0.1, which cannot be resumed: choose "
-                "another"
-            )
         memory = extra["parts"]
         for name, value in position.items():
             if extra["position"][name] != value:
@@ -151,12 +221,14 @@ def begin(
                 f"--workdir={workdir} holds a run of {step}: choose another"
             )
     elif config.init_from:
-        state = dataclasses.replace(state, params=initial(config, drawn, source.class_names))
-    inputs = input_rules.of_run(config, workdir)
+        start = initial(config, state.variables, source.class_names)
+        state = dataclasses.replace(state, **start)
+    inputs = input_rules.of_run(config, workdir, source)
     changes = workdirs.write_config(config, workdir)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     workdirs.write_json(workdir / workdirs.CLASSES, list(source.class_names))
     unreadable: dict[str, dict[int, str]] = {split: {} for split in sources}
+    own_rates = not follows_schedule(state.opt_state)
     return Run(
         config=config,
         workdir=workdir,
@@ -166,7 +238,7 @@ def begin(
         sources=sources,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        rate=optimizer.schedule(config, steps_per_epoch, num_steps),
+        rate=None if own_rates else schedule(config, steps_per_epoch, num_steps),
         train_step=make_train_step(config, tower, inputs, tx, placement, steps_per_epoch),
         batches=pipeline.train_batches(
             source,
@@ -187,28 +259,41 @@ def begin(
 
 
 def finish(run: Run) -> dict[str, Any]:
-    """Evaluates the final weights on the test split and writes `result.json`.
+    """Evaluates the final weights and writes `result.json`.
+
+    They are evaluated on the test split or, where there is none, on the validation split. Without
+    both, the result holds the last mean of training steps.
 
     Raises:
       Interrupted: the run was asked to stop.
     """
     config, views = run.config, run.config.evaluate.final_views
-    step = evaluation.make_eval_step(run.tower, run.inputs, run.placement, views)
-    evaluate_split(run, step, "test", views)
+    final = next((split for split in ("test", "validation") if split in run.sources), None)
+    done = run.evaluations.get(final or "")
+    # The validation split may have been evaluated after the last step.
+    if final is not None and (done is None or (done.step, done.views) != (run.step, views)):
+        evaluate_split(run, step_of(run, views), final, views)
     result = {
         "seed": config.seed,
         "steps": run.step,
         "placement": run.placement.name,
         "devices": run.placement.mesh.devices.size,
-        "parameters_sha256": parameters_sha256(manifest(parallel.to_host(run.state))),
+        "parameters_sha256": parameters_sha256(manifest(parallel.to_host(run.state.variables))),
     }
     for split, event in run.evaluations.items():
-        result[split] = {k: v for k, v in to_json(event).items() if k not in _WHERE}
+        where = ("event", "step", "epoch", "split")
+        result[split] = {k: v for k, v in to_json(event).items() if k not in where}
+    if final is None:
+        result["training"] = _training_mean(run)
     workdirs.write_json(run.workdir / RESULT, result)
     return result
 
 
-_WHERE = ("event", "step", "epoch", "split")
+def _training_mean(run: Run) -> dict[str, float]:
+    """Returns loss and errors of the latest training steps that were logged."""
+    logged = log.read(run.workdir, missing=True)
+    last = [event for event in logged if isinstance(event, TrainingMean)][-1:]
+    return {name: getattr(e, name) for e in last for name in ("loss", "top1_error", "top5_error")}
 
 
 @contextlib.contextmanager

@@ -1,199 +1,380 @@
-"""A trained network from a workdir or a file of weights, and runs that start from one."""
+"""A network with its weights, as an object: logits, predictions, features, kernels, gradients."""
 
 import dataclasses
-import json
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
-from alexnet_jax.config import from_json
-from alexnet_jax.data import inputs as input_rules
-from alexnet_jax.data.sources import open_sources
+from alexnet_jax.data import image_files, pipeline
+from alexnet_jax.data.inputs import Inputs
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model.tower import Tower, build_tower, parameter_shapes
-from alexnet_jax.training import evaluate as evaluation
-from alexnet_jax.training import optimizer as optim
-from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.events import Evaluation, to_json
-from alexnet_jax.training.state import init_state
-from alexnet_jax.training.workdir import CLASSES
+from alexnet_jax.model.collectives import TOWER
+from alexnet_jax.model.columns import merge_towers
+from alexnet_jax.model.derivatives import plain_derivatives
+from alexnet_jax.model.tower import Tower
+from alexnet_jax.paths import local
+from alexnet_jax.training import evaluate
+from alexnet_jax.training.predictions import Predictions
 from alexnet_jax.weights import files
-from alexnet_jax.weights.column import Column, from_towers, to_towers
+from alexnet_jax.weights.column import Column, from_towers
+
+VIEWS = (1, 9, 10)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """A network with everything that is needed to apply it to images.
 
+    Images are `[N, H, W, 3]`, R, G, B, or `[N, H, W]` if they are grey, with grey levels from 0 to
+    255: uint8, or floating-point numbers on the same scale. They may have any size from the crop
+    up; the network sees the square of `config.data.crop_size` pixels in their centre. Files are
+    resized first, as in training.
+
     Attributes:
-      config: the configuration of the run, with the placement to be used here.
-      tower: the network.
-      params: parameters stacked by tower, NumPy.
-      inputs: how images become its input.
-      class_names: one name per class; empty if a file of weights has none.
-      step: the step of the checkpoint; 0 for a file.
+      config: the configuration of the run, the file or the call of `create`.
+      tower: the network, a Flax module.
+      variables: `{"params": {layer: {"kernel", "bias", ...}}}`, and "batch_stats" if the network
+        has running statistics; NumPy, each leaf with a leading axis of towers.
+      inputs: how images become the network's input.
+      class_names: one name per class; empty where it came without names.
+      step: the step of the checkpoint; 0 where there is none.
+      placement: where `predict` and `features` run: `vmap`, one device; `pmap`, `mesh` or `auto`
+        as `config.placement`.
     """
 
     config: ConfigDict
     tower: Tower
-    params: dict
-    inputs: input_rules.Inputs
+    variables: dict[str, Any]
+    inputs: Inputs
     class_names: tuple[str, ...]
     step: int = 0
+    placement: str = "vmap"
+
+    # ------------------------------------------------------------------ one device, differentiable
+
+    def apply(
+        self,
+        variables: dict[str, Any],
+        images: ArrayLike,
+        layer: str | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """The network as a pure function, for `jax.jit`, `grad`, `jvp`, `vmap` and so on.
+
+        Derivatives of every kind are those of a function from all towers' variables and the images
+        to the result. (The bias of the last layer is the mean of the towers' copies, so that each
+        copy has its share of the gradient.)
+
+        Args:
+          variables: in the form of `self.variables`.
+          images: see the class.
+          layer: the layer whose output is returned; the last one if None.
+          dropout_key: applies dropout as in training; None: as at test time.
+
+        Returns:
+          float32 `[N, classes]`, or as `features`.
+
+        Raises:
+          UsageError: the images have another shape, there is no such layer, or the network has
+            running statistics, which `self.tower` updates in training, and this function cannot.
+        """
+        given = _checked(images)
+        if dropout_key is not None and self.tower.has_statistics:
+            raise UsageError("the network has running statistics: train it with net.tower")
+
+        crops, index = self.inputs.centre(_coloured(given)), jnp.arange(len(given))
+
+        def one(variables: dict[str, Any]) -> Any:
+            outputs = ["intermediates"]
+            return self.tower.apply(variables, crops, dropout_key, index, mutable=outputs)
+
+        with plain_derivatives():
+            logits, state = jax.vmap(one, axis_name=TOWER)(variables)
+        if layer is None or self._row(layer).last:
+            return logits.mean(0)
+        return jnp.concatenate(list(state["intermediates"][f"{layer}_out"][0]), -1)
+
+    def __call__(self, images: ArrayLike) -> jax.Array:
+        """Returns the logits of the images: float32 `[N, classes]`.
+
+        It may itself be jitted or differentiated by the images. All images are computed at once;
+        `predict` and `features` divide them into batches.
+
+        Raises:
+          UsageError: the images have another shape.
+        """
+        return self._logits(self._on_one_device, _checked(images))
+
+    def gradient(self, images: ArrayLike, classes: ArrayLike) -> jax.Array:
+        """The derivative of each image's logit of a class with respect to its pixels.
+
+        Args:
+          images: see the class.
+          classes: the number of a class for each image, `[N]`, or one for all.
+
+        Returns:
+          Per grey level, in the shape of the images; zero outside the centre crop.
+
+        Raises:
+          UsageError: the images have another shape, or there is no such class.
+        """
+        given, classes = _checked(images), np.asarray(classes)
+        if classes.dtype.kind not in "iu" or classes.shape not in ((), given.shape[:1]):
+            raise UsageError(
+                f"classes are {classes.dtype} {classes.shape}: give one whole number, or one for "
+                f"each of the {len(given)} images"
+            )
+        count = self.config.model.num_classes
+        if np.any((classes < 0) | (classes >= count)):
+            raise UsageError(f"classes go from {classes.min()} to {classes.max()}: give 0 to "
+                             f"{count - 1}")  # fmt: skip
+        chosen = np.broadcast_to(classes.astype(np.int32), given.shape[:1])
+        return self._gradient(self._on_one_device, _floating(given), chosen)
+
+    @functools.cached_property
+    def _logits(self) -> Callable[..., jax.Array]:
+        return jax.jit(self.apply)
+
+    @functools.cached_property
+    def _gradient(self) -> Callable[..., jax.Array]:
+        def total(variables: dict[str, Any], images: jax.Array, classes: jax.Array) -> jax.Array:
+            logits = self.apply(variables, images)
+            return jnp.take_along_axis(logits, classes[:, None], axis=1).sum()
+
+        return jax.jit(jax.grad(total, argnums=1))
+
+    @functools.cached_property
+    def _on_one_device(self) -> dict[str, Any]:
+        return jax.device_put(self.variables)
+
+    # ------------------------------------------------------------------ in batches, on all devices
+
+    def predict(
+        self, images: ArrayLike | str | Path | Sequence[str | Path], views: int = 1
+    ) -> Predictions:
+        """Returns the probabilities of the classes.
+
+        Args:
+          images: an array; or a file, a folder with all images below it or a pattern, or several.
+          views: 1: the centre crop; 9 or 10: the mean of the views' probabilities (section 4.1).
+
+        Raises:
+          UsageError: the images have another shape, or a file cannot be read.
+        """
+        if (named := _named(images)) is not None:
+            found = list(self.predictions(image_files.image_paths(named), views))
+            names, rows = [str(path) for path, _ in found], [row for _, row in found]
+        else:
+            step = self._predict_step(views)
+            names = [f"image {i}" for i in range(len(_checked(images)))]
+            rows = [
+                probabilities
+                for batch, count in self._batches(images, views)
+                for probabilities in parallel.to_host(step(self._on_devices, batch)[0])[:count]
+            ]
+        return Predictions(tuple(names), np.stack(rows), self.class_names)
+
+    def predictions(
+        self, paths: Sequence[Path], views: int = 1
+    ) -> Iterator[tuple[Path, np.ndarray]]:
+        """Yields each file with its probabilities, float32 `[classes]`, in the given order.
+
+        Args:
+          paths: the files of the images.
+          views: as in `predict`.
+
+        Raises:
+          UsageError: an image cannot be read; the message names it.
+        """
+        source, placement = image_files.source_of(paths, self.class_names), self._placement
+        step, share = self._predict_step(views), placement.data_parallel
+        most = evaluate.batch_size(self.config, views, placement)
+        size = min(most, -(-len(paths) // share) * share)
+        for batch in pipeline.eval_batches(source, self.config.data, batch_size=size):
+            probabilities, _ = step(self._on_devices, placement.put_batch(batch))
+            for i, row in enumerate(parallel.to_host(probabilities)):
+                if batch["mask"][i] > 0:
+                    yield paths[batch["index"][i]], row
+
+    def features(self, images: ArrayLike, layer: str) -> np.ndarray:
+        """Returns the output of a layer after its operations (activation, pool, norm).
+
+        Args:
+          images: see the class.
+          layer: the name of a layer, such as `fc7`; `layers` lists them.
+
+        Returns:
+          `[N, h, w, C]` of a convolution, `[N, units]` of a dense layer, float32: all towers side
+          by side, in the order of the single-column network. Of the last layer, the logits.
+
+        Raises:
+          UsageError: the images have another shape, or there is no such layer.
+        """
+        step, last = self._features_step(layer), self._row(layer).last
+        rows: list[np.ndarray] = []
+        for batch, count in self._batches(images, 1):
+            towers = parallel.to_host(step(self._on_devices, batch))
+            joined = towers[0] if last else np.concatenate(list(towers), -1)
+            rows.append(joined[:count])
+        return np.concatenate(rows)
+
+    def _batches(self, images: Any, views: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Equal batches on the devices, and how many images of each count."""
+        images, placement = np.asarray(_checked(images)), self._placement
+        images = images if images.dtype == np.uint8 else np.asarray(_floating(images))
+        share = placement.data_parallel
+        most = evaluate.batch_size(self.config, views, placement)
+        size = min(most, -(-len(images) // share) * share)
+        for first in range(0, len(images), size):
+            batch = images[first : first + size]
+            filled = np.zeros((size, *batch.shape[1:]), batch.dtype)
+            filled[: len(batch)] = batch
+            yield placement.put_batch({"image": _coloured(filled)}), len(batch)
+
+    @functools.cached_property
+    def _placement(self) -> parallel.Placement:
+        config = self.config.copy_and_resolve_references()
+        config.placement = self.placement
+        return parallel.place(config)
+
+    @functools.cached_property
+    def _on_devices(self) -> dict[str, Any]:
+        return self._placement.put_towers(self.variables)
+
+    @functools.cached_property
+    def _steps(self) -> dict[Any, Callable[..., Any]]:
+        """Compiled functions by what they were made for."""
+        return {}
+
+    def _predict_step(self, views: int) -> Callable[..., Any]:
+        if views not in VIEWS:
+            raise UsageError(f"views = {views}: give one of {', '.join(map(str, VIEWS))}")
+        if views not in self._steps:
+            self._steps[views] = evaluate.make_predict_step(
+                self.tower, self.inputs, self._placement, views
+            )
+        return self._steps[views]
+
+    def _features_step(self, layer: str) -> Callable[..., Any]:
+        self._row(layer)
+        placement = self._placement
+
+        def step(variables: dict[str, Any], batch: dict[str, Any]) -> jax.Array:
+            images = self.inputs.centre(batch["image"])
+            _, outputs = evaluate.apply_with_outputs(self.tower, variables, images)
+            return placement.join_over_data(outputs[layer])
+
+        if layer not in self._steps:
+            self._steps[layer] = placement.spread(step, ("tower", "batch"), "tower")
+        return self._steps[layer]
+
+    # ------------------------------------------------------------------ weights
+
+    @property
+    def params(self) -> dict[str, dict[str, np.ndarray]]:
+        """`variables["params"]`."""
+        return self.variables["params"]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers, first to last."""
+        return tuple(layer.name for layer in self.tower.layers)
+
+    def kernels(self, layer: str) -> np.ndarray:
+        """Returns the weights of a layer, of all towers side by side.
+
+        Args:
+          layer: the name of a layer, such as `conv1`.
+
+        Returns:
+          float32 `[h, w, C / groups, K]` of a convolution, where the groups are the towers if it
+          has no exchange; `[inputs, outputs]` of a dense layer (`merge_towers`).
+
+        Raises:
+          UsageError: there is no such layer.
+        """
+        self._row(layer)
+        return merge_towers(self.params, self.tower.layers)[layer]["kernel"]
+
+    def replace(self, variables: dict[str, Any]) -> Self:
+        """Returns the same network with other weights, in the form of `variables`."""
+        return dataclasses.replace(self, variables=jax.tree.map(np.asarray, variables))
 
     def column(self) -> Column:
         """Returns the network as one column, the form in which files hold it."""
-        return from_towers(self.config, self.params, self.inputs.mean, self.class_names)
+        return from_towers(self.config, self.variables, self.inputs.mean, self.class_names)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a file of weights that `load` reads: .safetensors, or .onnx for other programs.
+
+        Returns:
+          The path.
+
+        Raises:
+          UsageError: the suffix is another, or the file cannot be written.
+        """
+        path = local(str(path), "path")
+        files.write(self.column(), path)
+        return path
+
+    def __repr__(self) -> str:
+        """Returns towers, parameters, crop and classes."""
+        model, towers = self.config.model, self.config.model.towers
+        count = sum(np.size(x) for x in jax.tree.leaves(self.params))
+        return (
+            f"Network({towers} tower{'s' if towers > 1 else ''}, {count:,} parameters, "
+            f"{self.inputs.crop_size} pixel crops, {model.num_classes} classes)"
+        )
+
+    def _row(self, layer: str) -> Any:
+        for row in self.tower.layers:
+            if row.name == layer:
+                return row
+        raise UsageError(f"layer {layer!r}: the layers are {', '.join(self.layers)}")
 
 
-def _is_file(origin: Path) -> bool:
-    """Returns whether it is named like a file of weights and is not a folder."""
-    return origin.suffix in files.SUFFIXES and not origin.is_dir()
-
-
-def config_of(origin: Path) -> ConfigDict:
-    """Returns the configuration of a workdir or of a file of weights.
+def _checked(images: Any) -> Any:
+    """The images as an array, which may be traced.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: they are not what `Network` takes.
     """
-    if _is_file(origin):
-        return files.read(origin).config
-    path = origin / "config.json"
-    try:
-        text = path.read_text()
-    except OSError as error:
+    images = images if isinstance(images, (np.ndarray, jax.Array)) else np.asarray(images)
+    numbers = jnp.issubdtype(images.dtype, jnp.floating) or images.dtype.kind in "ui"
+    colours = images.shape[3:] if images.ndim == 4 else None
+    if images.ndim == 3 and images.shape[2] != 3:  # That would be one image.
+        colours = (1,)
+    if not numbers or colours not in ((1,), (3,)) or not len(images):
         raise UsageError(
-            f"{origin}: {error.strerror}: name a folder that `train` wrote, or a file "
-            f"({', '.join(files.SUFFIXES)})"
-        ) from error
-    return from_json(text, str(path))
+            f"images are {images.dtype} {list(images.shape)}: give [N, H, W, 3], grey levels from "
+            "0 to 255 of R, G and B, or [N, H, W]"
+        )
+    return images
 
 
-def mean_of(origin: Path) -> np.ndarray:
-    """Returns what a workdir or a file subtracts from images: `[3]` or `[crop, crop, 3]`.
-
-    Raises:
-      UsageError: as `config_of`.
-    """
-    if _is_file(origin):
-        return files.read(origin).mean
-    return input_rules.of_run(config_of(origin), origin).mean
+def _coloured(images: Any) -> Any:
+    """As `[N, H, W, 3]`, without a copy where they are grey NumPy arrays."""
+    of = np if isinstance(images, np.ndarray) else jnp
+    images = images[..., None] if images.ndim == 3 else images
+    return of.broadcast_to(images, (*images.shape[:3], 3))
 
 
-def load(config: ConfigDict, origin: Path, step: int = 0) -> Network:
-    """Loads a checkpoint of a workdir, or a file of weights.
-
-    Args:
-      config: what `config_of(origin)` returned.
-      origin: the workdir or the file.
-      step: the step of the checkpoint; 0 for the latest one that is intact.
-
-    Raises:
-      UsageError: there is no such checkpoint, or the file cannot be read.
-    """
-    if _is_file(origin):
-        if step:
-            raise UsageError(f"--step={step}: {origin} is a file, which holds no steps")
-        return of_column(files.read(origin))
-    tower = build_tower(config.model)
-    tx = optim.sgd_2012(config, 1, 1)
-    like = init_state(parameter_shapes(tower, config.data.crop_size), tx)
-    with Checkpoints(origin) as checkpoints:
-        if step:
-            state, _ = checkpoints.restore(step, like)
-        elif (restored := checkpoints.restore_latest(like)) is not None:
-            step, state, _ = restored
-        else:
-            raise UsageError(f"{origin}: holds no checkpoint: run train first")
-    inputs = input_rules.of_run(config, origin)
-    return Network(config, tower, state.params, inputs, _class_names(config, origin), step)
+def _floating(images: Any) -> jax.Array:
+    """As float32, or wider where they are and JAX may be."""
+    return jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
 
 
-def _class_names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
-    try:
-        names = json.loads((workdir / CLASSES).read_text())
-    except (OSError, ValueError):
-        names = None
-    # The first runs of version 0.1 did not write them: they are those of the data set.
-    if not isinstance(names, list) or len(names) != config.model.num_classes:
-        return open_sources(config)["test"].class_names
-    return tuple(map(str, names))
-
-
-def of_column(found: Column) -> Network:
-    """Returns the network of a file, with its parameters split into towers and stacked."""
-    config = found.config
-    inputs = input_rules.with_mean(config.data, found.mean)
-    tower = build_tower(config.model)
-    return Network(config, tower, to_towers(found), inputs, found.class_names)
-
-
-def initial(config: ConfigDict, drawn: dict, class_names: tuple[str, ...]) -> dict:
-    """Returns the parameters that a run starts from: those of `config.init_from`.
-
-    The last layer keeps its random parameters unless the classes are the same, in name and order.
-
-    Args:
-      config: the configuration of the new run.
-      drawn: its random parameters, stacked by tower.
-      class_names: its classes.
-
-    Raises:
-      UsageError: a layer is missing or has another shape, or a new layer is to be frozen.
-    """
-    origin = Path(config.init_from)
-    found = load(config_of(origin), origin)
-    last = config.model.layer_order[-1]
-    new = {last} if found.class_names != class_names else set()
-    for name, wanted in drawn.items():
-        if name in new:
-            continue
-        for part, array in wanted.items():
-            have = found.params.get(name, {}).get(part)
-            if have is None or np.shape(have) != np.shape(array):
-                raise UsageError(
-                    f"config.init_from = {config.init_from!r}: {name}.{part} is "
-                    f"{'missing' if have is None else np.shape(have)} there, and "
-                    f"{np.shape(array)} here (towers first); experiments/finetune.py takes the "
-                    "network from the same file"
-                )
-    for name in config.freeze:
-        if name in new:
-            raise UsageError(
-                f"config.freeze holds {name}, which is new: config.init_from has other classes"
-            )
-    return {name: drawn[name] if name in new else found.params[name] for name in drawn}
-
-
-def evaluate_workdir(
-    config: ConfigDict, workdir: Path, views: int, split: str, step: int = 0
-) -> dict[str, Any]:
-    """Evaluates a checkpoint of `workdir` on a whole split.
-
-    Args:
-      config: the configuration of the run.
-      workdir: the folder of the run.
-      views: views per image: 1, 9 or 10.
-      split: `train`, `validation` or `test`.
-      step: the step of the checkpoint; 0 for the latest one.
-
-    Returns:
-      The fields of an evaluation as the log names them.
-
-    Raises:
-      UsageError: there is no such checkpoint or split, or the data set is missing.
-    """
-    placement = parallel.place(config)
-    sources = open_sources(config)
-    if split not in sources:
-        raise UsageError(f"--split={split}: {workdir} has none; it has {', '.join(sources)}")
-    network = load(config, workdir, step)
-    eval_step = evaluation.make_eval_step(network.tower, network.inputs, placement, views)
-    params = placement.put_towers(network.params)
-    means = evaluation.evaluate(eval_step, params, sources[split], config, placement, views)
-    event = Evaluation(step=network.step, epoch=0.0, split=split, **dataclasses.asdict(means))
-    return {k: v for k, v in to_json(event).items() if k not in ("event", "epoch")}
+def _named(images: Any) -> list[str] | None:
+    """The names, if it is names of files that were given and not an array."""
+    given: Any = [images] if isinstance(images, (str, Path)) else images
+    if isinstance(given, (list, tuple)) and all(isinstance(x, (str, Path)) for x in given):
+        return [str(name) for name in given]
+    return None

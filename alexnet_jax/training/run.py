@@ -52,11 +52,11 @@ class Run:
       placement: where the towers run.
       tower: the network.
       inputs: how images become the network's input.
-      sources: the images of each split: `train`, `test` and, if there is one, `validation`.
+      sources: the images of each split: `train` and, if there are any, `validation` and `test`.
       steps_per_epoch: training steps per pass over the training images.
       num_steps: steps of the whole run.
       rate: from the number of updates to the learning rate of the weights, without the drops of
-        the plateau schedule.
+        the plateau schedule; None if the optimizer has rates of its own.
       train_step: the compiled step.
       batches: training batches, starting at the step at which the run starts or resumes.
       stop: tells whether the run was asked to stop.
@@ -82,7 +82,7 @@ class Run:
     sources: dict[str, Source]
     steps_per_epoch: int
     num_steps: int
-    rate: Callable[[Any], Any]
+    rate: Callable[[Any], Any] | None
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     batches: Iterator[Batch]
     stop: Stop

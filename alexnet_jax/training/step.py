@@ -1,5 +1,6 @@
 """The train step: forward pass, backward pass and update of one tower, as a pure function."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from alexnet_jax.data.inputs import Inputs
 from alexnet_jax.model import collectives
 from alexnet_jax.model.tower import Tower
 from alexnet_jax.parallel.exchange import CHECK
-from alexnet_jax.training.evaluate import top_errors
+from alexnet_jax.training.metrics import top_errors
+from alexnet_jax.training.optimizers import groups
 from alexnet_jax.training.state import TrainState
 
 
@@ -31,7 +33,7 @@ def make_train_step(
     The batch holds `image`, `label`, `colour` and `index` (see `data.pipeline`). The metrics are
     means over the global batch, computed before the update, and `not_finite`: int32 `[n]`, the
     number of towers in which each gradient (in the order of `jax.tree.leaves`) and last the loss
-    holds a NaN or an infinity. If any does, only the number of the step changes.
+    holds a NaN or an infinity. If any does, only the number of the step changes, for schedules too.
 
     With `config.accumulate_steps` a device works through its share of the batch in that many parts,
     in the memory of one; the update is the same. Gradients of the layers in `config.freeze` are not
@@ -39,44 +41,54 @@ def make_train_step(
     """
     noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
 
-    def gradients_and_sums(state: TrainState, batch: dict) -> tuple[dict, dict]:
+    def one_pass(state: TrainState, batch: dict) -> tuple[dict, dict, dict]:
+        """Gradients and sums of metrics over this share of the batch, and the new statistics."""
         images = inputs.train(batch, noise=state.step < noisy_steps)
         dropout_key = jax.random.fold_in(jax.random.key(state.seed), 1)
         step_key = jax.random.fold_in(dropout_key, state.step)
         trained, frozen = split_frozen(state.params)
 
         def loss_fn(trained: dict) -> tuple[jax.Array, tuple]:
-            params = trained | frozen
-            logits: Any = tower.apply({"params": params}, images, step_key, batch["index"])
+            logits: Any
+            logits, changed = tower.apply(
+                {"params": trained | frozen, "batch_stats": state.batch_stats},
+                images,
+                step_key,
+                batch["index"],
+                sum_over_data=placement.sum_over_data,
+                frozen=tuple(config.freeze),
+                mutable=["batch_stats"],
+            )
             # One-hot labels, since the gradient of picking one logit per image would be a scatter.
             one_hot = jax.nn.one_hot(batch["label"], logits.shape[-1], dtype=logits.dtype)
             losses = optax.softmax_cross_entropy(logits, one_hot)
             loss = jnp.sum(losses) / config.batch_size
             # Every tower computes the same loss, and the transposes of psum and all_gather add up
             # the gradients of all towers: each must differentiate its share only.
-            return loss / tower.towers, (logits, losses)
+            return loss / tower.towers, (logits, losses, changed.get("batch_stats", {}))
 
-        gradients, (logits, losses) = jax.grad(loss_fn, has_aux=True)(trained)
+        gradients, (logits, losses, statistics) = jax.grad(loss_fn, has_aux=True)(trained)
         top1, top5 = top_errors(logits, batch["label"])
         sums = {"loss": losses.sum(), "top1_error": top1.sum(), "top5_error": top5.sum()}
-        return gradients, sums
+        return gradients, sums, statistics
 
     def split_frozen(params: dict) -> tuple[dict, dict]:
         frozen = {name: params[name] for name in params if name in config.freeze}
         return {name: params[name] for name in params if name not in frozen}, frozen
 
-    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict]:
+    def accumulated(state: TrainState, batch: dict) -> tuple[dict, dict, dict]:
         parts = config.accumulate_steps
         if parts == 1:
-            return gradients_and_sums(state, batch)
+            return one_pass(state, batch)
         # Gradients and metrics are sums over examples, and random draws depend on the example, so
-        # the parts add up to the same result.
+        # the parts add up to the same result. A network with running statistics, which would not
+        # add up, is refused by `config.rules`.
         batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        first = jax.eval_shape(gradients_and_sums, state, jax.tree.map(lambda x: x[0], batch))
+        first = jax.eval_shape(one_pass, state, jax.tree.map(lambda x: x[0], batch))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
 
         def add(total: tuple, part: dict) -> tuple[tuple, None]:
-            return jax.tree.map(jnp.add, total, gradients_and_sums(state, part)), None
+            return jax.tree.map(jnp.add, total, one_pass(state, part)), None
 
         return jax.lax.scan(add, zeros, batch)[0]
 
@@ -88,11 +100,12 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         trained, frozen = split_frozen(state.params)
-        gradients, sums = placement.sum_over_data(accumulated(state, batch))
+        gradients, sums, statistics = accumulated(state, batch)
+        gradients, sums = placement.sum_over_data((gradients, sums))
         gradients = gradients | jax.tree.map(jnp.zeros_like, frozen)
         wrong = not_finite(gradients, sums["loss"])
 
-        def apply(trained: dict, opt_state: Any) -> tuple[dict, Any]:
+        def apply(trained: dict, opt_state: Any) -> tuple[dict, Any, dict]:
             updates: Any
             updates, opt_state = tx.update(
                 gradients, opt_state, trained | frozen, rate_scale=state.rate_scale
@@ -102,20 +115,20 @@ def make_train_step(
             # for them, from copies of everything that it has overwritten by then.
             updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
             new: Any = optax.apply_updates(trained, updates)
-            return new, opt_state
+            return new, opt_state, statistics
 
-        def skip(trained: dict, opt_state: Any) -> tuple[dict, Any]:
-            # The counters of the schedule advance, the velocity does not.
-            def count(x: jax.Array) -> jax.Array:
-                return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x
+        def skip(trained: dict, opt_state: Any) -> tuple[dict, Any, dict]:
+            return trained, groups.skip(opt_state), state.batch_stats
 
-            return trained, jax.tree.map(count, opt_state)
-
-        trained, opt_state = jax.lax.cond(
+        trained, opt_state, batch_stats = jax.lax.cond(
             jnp.all(wrong == 0), apply, skip, trained, state.opt_state
         )
-        new_state = TrainState(
-            state.step + 1, trained | frozen, opt_state, state.rate_scale, state.seed
+        new_state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=trained | frozen,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
         )
         means = jax.tree.map(lambda x: x / config.batch_size, sums)
         return new_state, means | {"not_finite": wrong}

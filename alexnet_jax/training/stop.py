@@ -19,6 +19,10 @@ class Stop:
 
     It is enough to signal one of several processes: JAX's preemption service tells all of them to
     stop after the same batch. The service handles SIGTERM, and Ctrl-C is passed on as SIGTERM.
+
+    Only the main thread of a program can handle signals: in another thread nothing is listened to.
+    Whatever else handles signals, such as the event loop of asyncio, gets all others meanwhile, and
+    these two again afterwards.
     """
 
     def __init__(self) -> None:
@@ -27,6 +31,7 @@ class Stop:
         self._times_asked = 0
         self._before: dict[int, Any] = {}
         self._pipe: tuple[int, int] | None = None
+        self._wakeup = -1  # where Python wrote the numbers of signals before
 
     def asked(self) -> bool:
         """Returns whether to stop now.
@@ -45,7 +50,10 @@ class Stop:
     def _listen(self, descriptor: int) -> None:
         while number := os.read(descriptor, 1)[0]:
             if number not in self._before:
-                continue  # Another handler takes care of it.
+                if self._wakeup >= 0:  # Another handler takes care of it.
+                    with contextlib.suppress(OSError):
+                        os.write(self._wakeup, bytes([number]))
+                continue
             if self.signal is not None:
                 os._exit(128 + number)
             self.signal = number
@@ -59,11 +67,11 @@ class Stop:
         os.close(descriptor)
 
     def __enter__(self) -> Self:
-        """Starts to listen; only in the main thread, which is where Python handles signals."""
+        """Starts to listen."""
         if threading.current_thread() is threading.main_thread():
             reads, writes = self._pipe = os.pipe()
             os.set_blocking(writes, False)
-            signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+            self._wakeup = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
             listens = (signal.SIGINT, signal.SIGTERM)
             for number in listens if jax.process_count() == 1 else listens[:1]:
                 # It does nothing, but without a handler Python does not write to the pipe.
@@ -74,8 +82,9 @@ class Stop:
     def __exit__(self, *exc: object) -> None:
         """Restores the previous handlers."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None stands for a handler that was not installed by Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if self._pipe is not None:
-            signal.set_wakeup_fd(-1)
+            signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
             os.write(self._pipe[1], b"\0")  # This ends the thread.
             os.close(self._pipe[1])

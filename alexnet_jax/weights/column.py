@@ -3,7 +3,8 @@
 A *column* is the two towers side by side: grouped convolutions where the towers do not exchange
 values. Arrays are named `LAYER.weight` and `LAYER.bias`; a convolution is `[out, in / groups,
 height, width]`, a dense layer `[out, in]` with its inputs in the order channel, height, width, as
-in Caffe and PyTorch. The order of colours is R, G, B, even if it was another in a file of others.
+in Caffe and PyTorch. The trained and the running values of an operation are `LAYER.OPERATION.NAME`,
+one per channel. The order of colours is R, G, B, even if it was another in a file of others.
 """
 
 import dataclasses
@@ -43,15 +44,21 @@ class Column:
             raise UsageError(f"{name} is missing")
         return self.arrays[name]
 
+    def of_layer(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one layer, by the rest of their names."""
+        start = f"{name}."
+        return {k.removeprefix(start): v for k, v in self.arrays.items() if k.startswith(start)}
+
 
 def from_towers(
-    config: ConfigDict, params: dict, mean: np.ndarray, class_names: tuple[str, ...]
+    config: ConfigDict, variables: dict, mean: np.ndarray, class_names: tuple[str, ...]
 ) -> Column:
-    """Stacked tower parameters as a column.
+    """Stacked towers as a column.
 
     Args:
       config: of the run.
-      params: `{layer: {"kernel", "bias"}}`, each leaf with a leading axis of towers.
+      variables: `params` and, if an operation has any, `batch_stats`, as a `Tower` has them; each
+        leaf with a leading axis of towers.
       mean: `[3]`, or `[crop, crop, 3]`, in grey levels.
       class_names: one per class.
 
@@ -59,55 +66,69 @@ def from_towers(
       UsageError: a layer has no counterpart in other libraries: a locally connected one.
     """
     rows = table.count(config.model, config.data.crop_size)
-    merged = merge_towers(params, tuple(row.layer for row in rows))
+    layers = tuple(row.layer for row in rows)
+    merged = merge_towers(variables["params"], layers)
+    running = merge_towers(variables.get("batch_stats", {}), layers)
     arrays, shape = {}, (config.data.crop_size, config.data.crop_size, 3)
     for row in rows:
-        name, kernel = row.layer.name, np.asarray(merged[row.layer.name]["kernel"], np.float32)
+        name, parts = row.layer.name, merged[row.layer.name] | running.get(row.layer.name, {})
         if row.layer.kind == "local":
             raise UsageError(f"config.model.layers.{name}: a local layer cannot be exported")
+        kernel = parts.pop("kernel")
         if row.layer.kind == "conv":
             kernel = kernel.transpose(3, 2, 0, 1)
         else:
             if len(shape) == 3:  # rows are in the order height, width, channel
                 kernel = kernel.reshape(*shape, -1).transpose(2, 0, 1, 3)
             kernel = kernel.reshape(math.prod(shape), -1).T
-        arrays[f"{name}.weight"] = np.ascontiguousarray(kernel)
-        arrays[f"{name}.bias"] = np.ascontiguousarray(merged[name]["bias"], np.float32)
+        for part, array in {"weight": kernel, **parts}.items():
+            arrays[f"{name}.{part}"] = np.ascontiguousarray(array, np.float32)
         shape = row.next_shape
     return Column(config, arrays, np.asarray(mean, np.float32), tuple(class_names))
 
 
 def to_towers(column: Column) -> dict:
-    """The inverse of `from_towers`: parameters stacked by tower.
+    """The inverse of `from_towers`: what a `Tower` takes, stacked by tower.
 
     Raises:
       UsageError: an array is missing or has another shape; names both shapes.
     """
     config = column.config
     rows = table.count(config.model, config.data.crop_size)
-    merged, shape = {}, (config.data.crop_size, config.data.crop_size, 3)
+    params, running = {}, {}
+    shape = (config.data.crop_size, config.data.crop_size, 3)
     for row in rows:
         name, layer = row.layer.name, row.layer
         outputs = row.out_shape[-1]
+
+        def array(part: str, *wanted: int, name: str = name) -> np.ndarray:
+            found = column.array(f"{name}.{part}")
+            if found.shape != wanted:
+                raise UsageError(f"{name}.{part} is {found.shape}, and the network's is {wanted}")
+            return np.ascontiguousarray(found, np.float32)
+
         if layer.kind == "conv":
-            wanted = (outputs, row.in_channels, layer.kernel, layer.kernel)
-        else:
-            wanted = (outputs, math.prod(shape))
-        weight, bias = column.array(f"{name}.weight"), column.array(f"{name}.bias")
-        for part, array, size in (("weight", weight, wanted), ("bias", bias, (outputs,))):
-            if array.shape != size:
-                raise UsageError(f"{name}.{part} is {array.shape}, and the network's is {size}")
-        if layer.kind == "conv":
+            weight = array("weight", outputs, row.in_channels, layer.kernel, layer.kernel)
             kernel = weight.transpose(2, 3, 1, 0)
         else:
-            kernel = weight.T
+            kernel = array("weight", outputs, math.prod(shape)).T
             if len(shape) == 3:
                 height, width, channels = shape
                 kernel = kernel.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
                 kernel = kernel.reshape(math.prod(shape), -1)
-        merged[name] = {"kernel": np.ascontiguousarray(kernel, np.float32), "bias": bias}
+        params[name] = {"kernel": np.ascontiguousarray(kernel), "bias": array("bias", outputs)}
+        for op_name, op in zip(layer.then, layer.operations, strict=True):
+            for part in op.parameters():
+                params[name][f"{op_name}.{part}"] = array(f"{op_name}.{part}", outputs)
+            for part in op.statistics():
+                of_layer = running.setdefault(name, {})
+                of_layer[f"{op_name}.{part}"] = array(f"{op_name}.{part}", outputs)
         shape = row.next_shape
-    return split_towers(merged, tuple(row.layer for row in rows), config.model.towers)
+    layers = tuple(row.layer for row in rows)
+    variables = {"params": split_towers(params, layers, config.model.towers)}
+    if running:
+        variables["batch_stats"] = split_towers(running, layers, config.model.towers)
+    return variables
 
 
 def checked(column: Column) -> Column:

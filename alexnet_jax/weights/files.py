@@ -16,11 +16,11 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.weights import metadata
 from alexnet_jax.weights.caffe import from_caffe
 from alexnet_jax.weights.column import Column
-from alexnet_jax.weights.onnx_graph import to_graph
+from alexnet_jax.weights.onnx_graph import MEAN, to_graph
 from alexnet_jax.weights.torchvision import from_torchvision, is_torchvision
 
 SUFFIXES = (".safetensors", ".onnx")
-_MEAN = "input.mean"
+_MEAN = f"input.{MEAN}"
 
 
 def write(column: Column, path: Path) -> None:
@@ -98,8 +98,9 @@ def _read_onnx(path: Path) -> Column:
 
     about = next((p.value for p in model.metadata_props if p.key == metadata.KEY), None)
     if about:
-        mean = array("mean")[0].transpose(1, 2, 0)
+        mean = array(MEAN)[0].transpose(1, 2, 0)
         mean = mean[0, 0] if mean.shape[:2] == (1, 1) else mean
-        names = [n for n in constants if n.rpartition(".")[2] in ("weight", "bias")]
+        # `LAYER.PART`; other constants of a graph that `export` wrote have no dot in their names.
+        names = [name for name in constants if "." in name]
         return metadata.from_text(about, {name: array(name) for name in names}, mean)
     return from_caffe(model, array)

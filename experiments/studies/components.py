@@ -1,6 +1,6 @@
 """The effect of each component of the network, changed one at a time, on CIFAR-10.
 
-    python -m alexnet_jax study --config=experiments/studies/components.py --workdir=runs/components
+    python -m alexnet_jax study --config=studies/components --workdir=runs/components
 
 The two-tower network at an eighth of its width is trained on 10,000 of the training images, so that
 a run takes a minute on two CPU cores. `--config.base.data.train_split=train` trains on all of them,

@@ -1,8 +1,8 @@
 """The paper's Figure 1: epochs to a training error of 25 % on CIFAR-10, with ReLU and with tanh.
 
-    python -m alexnet_jax study --config=experiments/studies/figure1_relu_vs_tanh.py:rates \
+    python -m alexnet_jax study --config=studies/figure1_relu_vs_tanh:rates \
         --workdir=runs/figure1-rates
-    python -m alexnet_jax study --config=experiments/studies/figure1_relu_vs_tanh.py \
+    python -m alexnet_jax study --config=studies/figure1_relu_vs_tanh \
         --workdir=runs/figure1
 
 The four-layer network is cuda-convnet's `19pct` (three convolutions, one dense layer) without any

@@ -1,6 +1,6 @@
 """Local response normalization on CIFAR-10: the 13 % network without it, the 11 % network with it.
 
-    python -m alexnet_jax study --config=experiments/studies/lrn_cifar10.py --workdir=runs/lrn
+    python -m alexnet_jax study --config=studies/lrn_cifar10 --workdir=runs/lrn
 
 Section 3.3 of the paper reports 13 % test error without normalization and 11 % with it. The
 networks are cuda-convnet's `13pct` and `11pct`, which differ in more than LRN, as they did in 2012:

@@ -100,8 +100,8 @@ def test_steps_follow_each_other_and_end_before_the_clock_is_read(monkeypatch):
     found = bench.Steps(
         placement=None,
         train_step=lambda state, batch: (state + batch, {"loss": state}),
-        eval_step=lambda params, batch: (params, batch),
-        state=types.SimpleNamespace(params="weights"),
+        eval_step=lambda variables, batch: (variables, batch),
+        state=types.SimpleNamespace(variables="weights"),
         batch=2,
         eval_batch="images",
     )

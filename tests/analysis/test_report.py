@@ -22,7 +22,7 @@ from alexnet_jax.config import default
 from alexnet_jax.data import sources
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training import network as trained
+from alexnet_jax.training import origin as trained
 from alexnet_jax.training.events import Saved, Warned
 from alexnet_jax.training.loop import train_and_evaluate
 from tests.analysis.logs import evaluation, training_mean, write_log
@@ -103,7 +103,7 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
 def test_predictions_are_those_of_the_test(run):
     root, result, _ = run
     config = trained.config_of(root / "a run")
-    loaded = trained.load(config, root / "a run")
+    loaded = trained.load(root / "a run", placement="auto")
     opened = open_sources(config)
     seen = report.features_of(loaded, opened["test"], None)
     assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
@@ -295,7 +295,7 @@ def test_what_is_shown_of_each_image_is_its_own(monkeypatch):
         tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
     )
     monkeypatch.setattr(sources, "open_sources", lambda config: {"test": "test", "train": "train"})
-    monkeypatch.setattr(trained, "load", lambda config, workdir: network)
+    monkeypatch.setattr(trained, "load", lambda workdir, placement: network)
     monkeypatch.setattr(report, "features_of", lambda run, source, most: seen[source])
     monkeypatch.setattr(
         report,

@@ -13,17 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.analysis import bench, predict, report, study, verify
+from alexnet_jax.analysis import bench, report, study, verify
 from alexnet_jax.cli import main as command
 from alexnet_jax.cli.arguments import parse, part, steps
 from alexnet_jax.cli.main import NOBODY_READS, VERBS, main
 from alexnet_jax.config import default
-from alexnet_jax.data import inputs, statistics
+from alexnet_jax.data import image_files, inputs, statistics
 from alexnet_jax.data import prepare as preparation
 from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.training import api
 from alexnet_jax.training import loop as training
-from alexnet_jax.training import network as trained
-from alexnet_jax.weights import files as weights
+from alexnet_jax.training import origin as trained
 from tests.support import png_folder, tiny_config
 
 QUICKSTART = "--config=experiments/quickstart.py"
@@ -118,6 +118,23 @@ def test_images_are_what_is_no_flag():
 
 
 @pytest.mark.parametrize(
+    "typed",
+    [
+        ["--config=quickstart", "--config.seed=3", "--workdir=x"],
+        ["--config.seed=3", "--workdir=x", "--config", "quickstart"],
+        ["-config=quickstart", "-config.seed=3", "-workdir=x"],
+        ["--config=cifar10", "--config.seed=3", "--workdir=x", "--config=quickstart"],
+    ],
+)
+def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flag = parse("train", VERBS["train"][1], typed)
+    assert (flag.config.seed, flag.config.data.source, flag.workdir) == (3, "digits", "x")
+    with pytest.raises(UsageError, match=r"^--config is missing; train needs it: NAME"):
+        parse("train", VERBS["train"][1], ["--workdir=x", "--config.seed=3"])
+
+
+@pytest.mark.parametrize(
     "typed,says",
     [
         (["predict", "--views=5"], "--views=5"),
@@ -145,11 +162,11 @@ def called(monkeypatch):
     calls = []
 
     def replace(module, name, result=None):
-        def record(*given):
-            calls.append(given)
+        def record(*given, **named):
+            calls.append((*given, named) if named else given)
             return result
 
-        monkeypatch.setattr(module, name, record)
+        monkeypatch.setattr(module, name, record, raising=False)
 
     monkeypatch.setattr(trained, "config_of", lambda origin: default())
     replace.calls = calls
@@ -158,14 +175,14 @@ def called(monkeypatch):
 
 def test_what_is_typed_reaches_the_work(called, capsys):
     """Each flag in its place, for each verb that hands flags on."""
-    network = SimpleNamespace(column=lambda: "the column", class_names=())
+    network = SimpleNamespace(class_names=())
+    called(network, "save")
+    called(network, "predictions", [])
     called(training, "train_and_evaluate", {"loss": 1})
-    called(trained, "evaluate_workdir", {"loss": 2})
+    called(api, "evaluate_workdir", {"loss": 2})
     called(verify, "verify", verify.Verdict(7, 1, 1, (), ()))
     called(trained, "load", network)
-    called(weights, "write")
-    called(predict, "predict", [])
-    called(predict, "image_paths", ["paths"])
+    called(image_files, "image_paths", ["paths"])
     called(bench, "run", "speeds")
     called(bench, "table", "table")
     called(report, "write", "page")
@@ -182,13 +199,14 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     assert rest == [Path("x"), 10, "train", 4]
     ((_, *rest),) = of("verify", "--workdir=x", "--until=7")
     assert rest == [Path("x"), 7]
-    (_, *loaded), written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
-    assert loaded == [Path("x"), 4] and written == ("the column", Path("a.onnx"))
-    (_, *loaded), written = of("import", "--weights=b.onnx", "--out=a.safetensors")
-    assert loaded == [Path("b.onnx"), 0] and written == ("the column", Path("a.safetensors"))
-    paths, (_, *loaded), asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
-    assert paths == (["a.jpg", "b"],) and loaded == [Path("x"), 0]
-    assert asked == (network, ["paths"], 9)
+    where = {"placement": default().placement}
+    loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
+    assert loaded == (Path("x"), {"step": 4, **where}) and written == (Path("a.onnx"),)
+    loaded, written = of("import", "--weights=b.onnx", "--out=a.safetensors")
+    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (Path("a.safetensors"),)
+    paths, loaded, asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
+    assert paths == (["a.jpg", "b"],) and loaded == (Path("x"), {"step": 0, **where})
+    assert asked == (["paths"], 9)
     (_, *rest), shown = of("bench", QUICKSTART, "--rounds=2", "--steps=3")
     assert rest == [2, 3] and shown == ("speeds",)
     assert of("report", "--workdir=x") == [(Path("x"),)]
@@ -249,9 +267,10 @@ def test_inspect_counts_the_classes_of_a_folder(capsys, tmp_path):
 
 @pytest.mark.parametrize("json,says", [(True, '{"image": "a.jpg", '), (False, "a.jpg\n ")])
 def test_predictions_are_text_or_json(json, says, called, capsys):
-    called(trained, "load", SimpleNamespace(class_names=("cat", "dog")))
-    called(predict, "image_paths", [])
-    called(predict, "predict", [(Path("a.jpg"), jax.numpy.array([0.25, 0.75]))])
+    network = SimpleNamespace(class_names=("cat", "dog"))
+    called(trained, "load", network)
+    called(image_files, "image_paths", [])
+    called(network, "predictions", [(Path("a.jpg"), jax.numpy.array([0.25, 0.75]))])
     assert main(["predict", "--workdir=x", "a.jpg", *(["--json"] if json else [])]) == 0
     text = capsys.readouterr().out
     assert text.startswith(says) and text.index("dog") < text.index("cat")

@@ -103,7 +103,9 @@ def test_no_colour_rule_is_no_shift_and_an_unknown_one_an_error():
 
 def test_ten_views_start_at_the_corners_and_the_centre():
     expected = [[0, 0], [0, 32], [32, 0], [32, 32], [16, 16]]
-    np.testing.assert_array_equal(augment.ten_view_offsets(256, 224), expected)
+    np.testing.assert_array_equal(augment.ten_view_offsets((256, 256), 224), expected)
+    expected = [[0, 0], [0, 96], [33, 0], [33, 96], [16, 48]]
+    np.testing.assert_array_equal(augment.ten_view_offsets((257, 320), 224), expected)
 
 
 def test_the_published_components_are_orthonormal():

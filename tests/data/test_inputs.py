@@ -8,6 +8,7 @@ from PIL import Image
 from alexnet_jax import cache
 from alexnet_jax.data import inputs
 from alexnet_jax.data.sources import open_train
+from alexnet_jax.errors import UsageError
 from alexnet_jax.training import evaluate
 from tests.support import tiny_config
 
@@ -64,6 +65,88 @@ def test_views_are_crops_in_order_then_their_mirrors(mean, number, places):
     np.testing.assert_allclose(rule.views(images, number), expected, rtol=1e-5, atol=1e-4)
     centre = expected[evaluate.centre_view(number)]
     np.testing.assert_allclose(rule.centre(images), centre, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("number,places", [(1, [(1, 4)]), (9, ""), (10, "")])
+def test_views_of_images_that_are_not_squares_reach_every_border(number, places):
+    rule, subtracted = rule_of("image")
+    images = np.random.default_rng(2).integers(0, 256, (2, 9, 15, 3), np.uint8)
+    ends = {"top": 0, "middle": 1, "bottom": 3}, {"left": 0, "centre": 4, "right": 9}
+    grid = [(y, x) for y in ends[0].values() for x in ends[1].values()]
+    corners = [(0, 0), (0, 9), (3, 0), (3, 9), (1, 4)]
+    crops = [
+        images[:, y : y + CROP, x : x + CROP] for y, x in places or {9: grid, 10: corners}[number]
+    ]
+    if number == 10:
+        crops += [crop[:, :, ::-1] for crop in crops]
+    expected = (np.stack(crops).astype(np.float64) - subtracted) * 0.25
+    np.testing.assert_allclose(rule.views(images, number), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_grey_levels_between_whole_numbers_stay_between_them():
+    rule, subtracted = rule_of("channel")
+    images = np.random.default_rng(2).uniform(0, 255, (2, 7, CROP, 3))
+    found = rule.centre(images)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, (images[:, :CROP] - subtracted) * 0.25)
+    assert rule.centre(images.astype(np.float32)).dtype == np.float32
+    assert rule.centre(images.astype(np.float16)).dtype == np.float32
+
+
+@pytest.mark.parametrize("size", [(CROP - 1, 20), (20, CROP - 1)])
+@pytest.mark.parametrize("number", [1, 9, 10])
+def test_images_smaller_than_the_crop_are_refused(size, number):
+    with pytest.raises(UsageError, match=f"{size[0]} x {size[1]} pixels: give at least 6 x 6"):
+        rule_of("channel")[0].views(np.zeros((1, *size, 3), np.uint8), number)
+
+
+IMAGES = np.random.default_rng(6).integers(0, 256, (2, 4, 5, 3), np.uint8)
+GREY = IMAGES[..., :1].repeat(3, -1)
+
+
+@pytest.mark.parametrize(
+    "given,expected",
+    [
+        (IMAGES, IMAGES),
+        (jax.numpy.asarray(IMAGES), IMAGES),
+        (IMAGES[0], IMAGES[:1]),
+        (list(IMAGES), IMAGES),
+        ([jax.numpy.asarray(IMAGES[0]), IMAGES[1]], IMAGES),
+        ([Image.fromarray(image) for image in IMAGES], IMAGES),
+        (GREY[..., :1], GREY),
+        (GREY[..., 0], GREY),
+        (GREY[0, ..., 0], GREY[:1]),
+        (list(GREY[..., 0]), GREY),
+    ],
+)
+def test_images_of_every_form_are_a_batch(given, expected):
+    found = inputs.as_batch(given)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_batch_of_floats_is_not_rounded_and_can_be_traced():
+    levels = np.float32(IMAGES) + np.float32(0.3)
+    assert inputs.as_batch(levels).dtype == np.float32
+    np.testing.assert_array_equal(inputs.as_batch(levels), levels)
+    gradient = jax.grad(lambda x: (inputs.as_batch(x) ** 2).sum())(levels[0, ..., 0])
+    np.testing.assert_allclose(gradient, 6 * levels[0, ..., 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given,says",
+    [
+        (IMAGES.transpose(0, 3, 1, 2), r"uint8 \[2, 3, 4, 5\]"),
+        (IMAGES > 3, "bool"),
+        (IMAGES[None], r"\[1, 2, 4, 5, 3\]"),
+        (np.array(["a.jpg"]), "give grey levels"),
+        ([IMAGES[0], IMAGES[1, :3]], r"sizes \[\(3, 5\), \(4, 5\)\]"),
+        ([], "sizes"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(given, says):
+    with pytest.raises(UsageError, match=says):
+        inputs.as_batch(given)
 
 
 def folder_of_levels(root, levels):

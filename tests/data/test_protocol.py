@@ -10,7 +10,9 @@ import pytest
 
 from alexnet_jax.data import augment, decode, pipeline
 from alexnet_jax.data.prepare import prepare
-from alexnet_jax.data.sources import Source, Subset, open_source
+from alexnet_jax.data.protocol import Source
+from alexnet_jax.data.sources import Subset, open_source
+from alexnet_jax.data.sources.arrays import as_source
 from alexnet_jax.errors import UsageError
 from tests.support import needs_data, png_folder, tiny_config
 
@@ -69,6 +71,7 @@ def opened(tmp_path_factory):
         "prepared": open_source(f"prepared:{root / 'prepared'}", "train"),
         "subset": Subset(folder, np.arange(2, 12), "some"),
         "arrays": Arrays(),
+        "pairs": as_source((Arrays().images, Arrays().labels), "train", 2),
     }
 
 
@@ -91,7 +94,7 @@ def assert_keeps_the_protocol(source):
     assert len({source.describe(i) for i in range(source.num_examples)}) == source.num_examples
 
 
-@pytest.mark.parametrize("kind", ["digits", "folder", "prepared", "subset", "arrays"])
+@pytest.mark.parametrize("kind", ["digits", "folder", "prepared", "subset", "arrays", "pairs"])
 def test_every_kind_of_source_keeps_it(opened, kind):
     assert_keeps_the_protocol(opened[kind])
 

@@ -68,8 +68,10 @@ def test_one_folder_is_split_by_a_hash_of_the_names(tmp_path, fraction):
         tested = {n for i, n in enumerate(hashed) if int((i + 1) * share) > int(i * share)}
         for name in files:
             expected["test" if name in tested else "train"].append(f"{label} {name}")
+    config = tiny_config().data
+    config.test_fraction = float(share)
     for split, wanted in expected.items():
-        source = open_source(f"folder:{tmp_path}", split, float(share))
+        source = open_source(f"folder:{tmp_path}", split, config)
         encoded, labels = source.read(np.arange(source.num_examples))
         assert sorted(data.decode() for data in encoded) == sorted(wanted)
         for data, label in zip(encoded, labels, strict=True):

@@ -221,10 +221,14 @@ def test_unreadable_images_are_replaced_within_the_training_images(tmp_path):
     assert set(unreadable) == {2} and batch["mask"].tolist() == [1, 1, 0, 1, 1]
 
 
-@pytest.mark.parametrize("there,kept", [("test", ""), ("val", "validation")])
+@pytest.mark.parametrize("there,kept", [("test", ""), ("val", "validation"), ("test val", "")])
 def test_a_preset_for_imagenet_does_not_validate_on_a_folders_test_images(tmp_path, there, kept):
     png_folder(tmp_path, 20)
-    (tmp_path / "test").rename(tmp_path / there)
+    for name in there.split():
+        shutil.copytree(tmp_path / "test", tmp_path / f"{name} ")
+    shutil.rmtree(tmp_path / "test")
+    for name in there.split():
+        (tmp_path / f"{name} ").rename(tmp_path / name)
     config = presets.get("source")
     config.data.source = f"folder:{tmp_path}"
     assert fit_classes(config).data.validation_split == kept

@@ -6,6 +6,7 @@ import pytest
 
 from alexnet_jax.config import presets, table
 from alexnet_jax.model import collectives, conv
+from alexnet_jax.model.activation import Activate
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
 from tests import numpy_reference
 from tests.support import tiny_config
@@ -166,7 +167,8 @@ def test_each_activation_is_itself(name):
     by_hand = {"relu": np.maximum(x, 0), "tanh": np.tanh(x), "sigmoid": 1 / (1 + np.exp(-x))}
     config = tiny_config()
     config.model.activation = name
-    found = build_tower(config.model).activation(x.astype(np.float32))
+    operation = Activate.of(config.model)
+    found = operation(x.astype(np.float32), None)
     np.testing.assert_allclose(found, by_hand[name], rtol=1e-5)
 
 

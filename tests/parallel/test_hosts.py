@@ -59,6 +59,31 @@ def test_convolutions_are_those_that_the_user_has_chosen(settings, monkeypatch):
     assert os.environ["XLA_FLAGS"] == chosen and settings["jax_num_cpu_devices"] == 2
 
 
+@pytest.mark.parametrize("level,cached", [("3", True), ("1", False), (None, False)])
+def test_programs_are_cached_only_where_nothing_is_printed_about_them(monkeypatch, level, cached):
+    monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL", raising=False)
+    if level is not None:
+        monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
+    name = "jax_compilation_cache_dir"
+    before = jax.config.values[name]
+    try:
+        jax.config.update(name, None)
+        hosts.prepare_process()
+        assert (jax.config.values[name] is not None) == cached
+    finally:
+        jax.config.update(name, before)
+
+
+def test_after_jax_has_started_its_devices_stay(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
+    before = jax.device_count()
+    config = default()
+    config.model.towers = 4
+    prepare_host(config)
+    assert jax.device_count() == before != 4
+
+
 # ------------------------------------------------------------------ several processes
 
 

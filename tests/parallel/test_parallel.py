@@ -14,8 +14,7 @@ from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.sources.prepared import Prepared
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
-from alexnet_jax.training import evaluate
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import evaluate, optimizers
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.state import init_state
@@ -117,7 +116,7 @@ def test_a_checkpoint_walks_over_placements(tmp_path):
             result = train_and_evaluate(config, tmp_path / name)
             assert result["placement"] == placement
         assert result["steps"] == 20
-        net, tx = build_tower(config.model), optim.sgd_2012(config, 20, 20)
+        net, tx = build_tower(config.model), optimizers.build(config, 20, 20)
         like = init_state(parameter_shapes(net, config.data.crop_size), tx)
         with Checkpoints(tmp_path / name) as checkpoints:
             step, state, _ = checkpoints.restore_latest(like)

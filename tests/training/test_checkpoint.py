@@ -1,44 +1,50 @@
 """Faults made on the disk: what is restored is what was saved, or the checkpoint before it."""
 
 import gc
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
+import flax.struct
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training.checkpoint import Checkpoints, manifest, parameters_sha256
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest, parameters_sha256
 from alexnet_jax.training.state import init_state
 
 # Orbax does not wait for its other reads and writes when one has failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def a_state(seed, classes=7, **more):
+def a_state(seed, classes=7, tx=None, batch_stats=True):
     rng = np.random.default_rng(seed)
-    return {
-        "params": {
-            "fc7": {"kernel": rng.normal(size=(2, 40, 30)).astype(np.float32)},
-            "fc8": {"bias": rng.normal(size=(2, classes)).astype(np.float32)},
-        },
-        "step": np.full(2, seed, np.int32),
-        **more,
+    params = {
+        "fc7": {"kernel": rng.normal(size=(2, 40, 30)).astype(np.float32)},
+        "fc8": {"bias": rng.normal(size=(2, classes)).astype(np.float32)},
     }
-
-
-def same(a, b):
-    return (
-        all(np.array_equal(a["params"][k][p], b["params"][k][p]) for k, p in LEAVES)
-        and (a["step"] == b["step"]).all()
+    statistics = {"fc7": {"norm.mean": rng.normal(size=(2, 30)).astype(np.float32)}}
+    state = init_state(params, tx or optax.sgd(0.1, momentum=0.9))
+    return state.replace(
+        step=np.full(2, seed, np.int32),
+        opt_state=jax.tree.map(lambda x: x + np.asarray(seed, x.dtype), state.opt_state),
+        batch_stats=statistics if batch_stats else {},
     )
 
 
-LEAVES = (("fc7", "kernel"), ("fc8", "bias"))
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def save(checkpoints, step, state, extra):
+    checkpoints.save(step, state, manifest(items(jax.device_get(state))), extra)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def saved(tmp_path_factory):
     with Checkpoints(workdir, keep=2) as checkpoints:
         for step in (1, 2):
             state = a_state(step)
-            checkpoints.save(step, state, manifest(state), {"best": 0.5, "drops": step})
+            save(checkpoints, step, state, {"best": 0.5, "drops": step})
     return workdir
 
 
@@ -66,7 +72,7 @@ def test_any_checkpoint_comes_back_by_its_step(workdir):
     with Checkpoints(workdir) as checkpoints:
         state, extra = checkpoints.restore(1, a_state(0))
         assert extra["drops"] == 1
-        jax.tree.map(np.testing.assert_array_equal, state, a_state(1))
+        assert same(state, a_state(1))
         with pytest.raises(UsageError, match="holds no checkpoint 7; there is 1, 2"):
             checkpoints.restore(7, a_state(0))
 
@@ -98,7 +104,7 @@ def test_the_latest_and_the_best_stay_and_no_others(tmp_path, resumed_after):
             checkpoints.best = best
             for step in steps:
                 state = a_state(step)
-                checkpoints.save(step, state, manifest(state), {})
+                save(checkpoints, step, state, {})
                 checkpoints.wait()
                 assert set(checkpoints.steps()) == {best or step, max(step - 1, 1), step}
                 best = checkpoints.best = best_after.get(step, best)
@@ -115,7 +121,7 @@ def test_what_changes_after_the_call_is_saved_as_it_was(tmp_path, monkeypatch):
             return write(*args, **kwargs)
 
         monkeypatch.setattr(checkpoints._manager, "save", later)
-        checkpoints.save(1, state, manifest(state), extra)
+        save(checkpoints, 1, state, extra)
     assert extra == {"sums": {"loss": 2.5}}
     assert latest(tmp_path)[2] == {"sums": {"loss": 1.5}}
 
@@ -139,7 +145,7 @@ def of_the_first(workdir, item):
 
 
 def change_array(content, **row):
-    content["arrays"]["['params']['fc8']['bias']"].update(row)
+    content["arrays"][".params['fc8']['bias']"].update(row)
 
 
 TAMPERED = {
@@ -150,7 +156,9 @@ TAMPERED = {
     "finite": ("manifest", kept_with(lambda about: change_array(about, finite=False))),
     "numbers of another": ("extra", of_the_first),
     "manifest of another": ("manifest", of_the_first),
-    "state of another": ("state", of_the_first),
+    "parameters of another": ("params", of_the_first),
+    "statistics of another": ("batch_stats", of_the_first),
+    "optimizer of another": ("optimizer", of_the_first),
 }
 
 
@@ -164,13 +172,89 @@ def test_what_no_longer_belongs_together_is_not_restored(workdir, capsys, name):
     assert "checkpoint 2 in " in capsys.readouterr().err
 
 
-def test_the_checksum_of_parameters_is_of_them_alone():
-    params = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    state = init_state(params, optax.sgd(0.1))
-    before = parameters_sha256(manifest(state))
-    assert before == parameters_sha256(manifest(state.replace(step=state.step + 1)))
-    for other in ({"w": params["w"] + 1e-3}, {"v": params["w"]}, {"w": params["w"].T}):
-        assert before != parameters_sha256(manifest(state.replace(params=other)))
+def test_the_checksum_is_of_parameters_and_statistics_alone():
+    state = a_state(1)
+    checksum = lambda state: parameters_sha256(manifest(items(state)))  # noqa: E731
+    before = checksum(state)
+    assert before == checksum(a_state(1, tx=optax.adam(0.1)).replace(step=state.step + 1))
+    assert before == parameters_sha256(manifest(state.variables))
+    w = state.params["fc8"]["bias"]
+    for other in ({"bias": w + 1e-3}, {"scale": w}, {"bias": w.T}):
+        assert before != checksum(state.replace(params=state.params | {"fc8": other}))
+    other = jax.tree.map(lambda x: x + 1, state.batch_stats)
+    assert before != checksum(state.replace(batch_stats=other))
+
+
+def test_variables_are_read_without_an_optimizer(workdir, capsys):
+    """Whatever it was, and damaged or not; what is damaged of the rest is passed over."""
+    like = a_state(0).variables
+    for path in files(workdir, 2):
+        if "optimizer" in path.parts:
+            path.write_bytes(b"")
+    with Checkpoints(workdir) as checkpoints:
+        step, variables = checkpoints.restore_variables(None, like)
+        assert step == 2 and same(variables, a_state(2).variables)
+        assert same(checkpoints.restore_variables(1, like)[1], a_state(1).variables)
+        with pytest.raises(UsageError, match=r"another configuration: .batch_stats\['fc7'\]"):
+            checkpoints.restore_variables(1, {"params": like["params"]})
+    assert not capsys.readouterr().err
+    for path in files(workdir, 2):
+        if "batch_stats" in path.parts:
+            path.write_bytes(b"")
+    with Checkpoints(workdir) as checkpoints:
+        step, variables = checkpoints.restore_variables(None, like)
+    assert step == 1 and same(variables, a_state(1).variables)
+    assert "checkpoint 2 in" in capsys.readouterr().err
+
+
+def test_a_network_without_statistics_has_none_in_its_checkpoints(tmp_path):
+    state = a_state(3, batch_stats=False)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        save(checkpoints, 3, state, {})
+        checkpoints.wait()
+        assert same(checkpoints.restore_latest(state)[1], state)
+        assert checkpoints.restore_variables(None, state.variables)[1].keys() == {"params"}
+    assert not (tmp_path / "checkpoints" / "3" / "batch_stats").exists()
+
+
+def test_the_state_of_another_optimizer_is_named_as_such(workdir):
+    with pytest.raises(UsageError) as raised:
+        latest(workdir, a_state(0, tx=optax.adam(0.1)))
+    assert "2 holds the state of another optimizer: .optimizer['opt_state']" in str(raised.value)
+    assert latest(workdir)[0] == 2
+
+
+def test_a_checkpoint_of_version_0_1_is_read_for_its_parameters_alone(tmp_path):
+    """It was one item, of which the optimizer was a part."""
+    state = a_state(4, batch_stats=False)
+    old = OldState(state.step, state.params, state.opt_state, state.rate_scale, state.seed)
+    names = {name.replace(".optimizer['", ".", 1).replace("']", "", 1): row
+             for name, row in manifest(items(state)).items()
+             if name.startswith(".optimizer")}  # fmt: skip
+    rows = names | manifest({"params": state.params})
+    seal = hashlib.sha256(json.dumps([rows, {}], sort_keys=True).encode()).hexdigest()
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(4, args=ocp.args.Composite(
+            state=ocp.args.PyTreeSave(old), extra=ocp.args.JsonSave({}),
+            manifest=ocp.args.JsonSave({"arrays": rows, "sha256": seal}),
+        ))  # fmt: skip
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (None, 4):
+            found = checkpoints.restore_variables(step, {"params": state.params})
+            assert found[0] == 4 and same(found[1], {"params": state.params})
+        with pytest.raises(UsageError, match=r"was written by version 0\.1, whose runs cannot be"):
+            checkpoints.restore_latest(state)
+
+
+@flax.struct.dataclass
+class OldState:
+    """The state as version 0.1 saved it."""
+
+    step: Any
+    params: Any
+    opt_state: Any
+    rate_scale: Any
+    seed: Any
 
 
 def test_one_flipped_bit_is_never_restored(saved, tmp_path, capsys):
@@ -232,9 +316,9 @@ def test_where_none_is_whole_nothing_starts_from_the_beginning(workdir):
     "like,names",
     [
         (a_state(0, classes=8), ["'fc8'", "[2, 7]", "[2, 8]"]),
-        (a_state(0, extra=np.zeros(2, np.float32)), ["'extra'"]),
-        ({"params": a_state(0)["params"]}, ["'step'"]),
-        (a_state(0) | {"step": np.zeros(2, np.int64)}, ["'step'", "int32", "int64"]),
+        (a_state(0).replace(batch_stats={"fc9": {"mean": np.zeros(2)}}), [".batch_stats['fc7']"]),
+        (a_state(0, batch_stats=False), [".batch_stats['fc7']['norm.mean'] is missing"]),
+        (a_state(0).replace(params={"fc7": {"kernel": np.zeros((2, 40, 30))}}), ["float64"]),
     ],
 )
 def test_another_networks_checkpoint_is_named_and_kept(workdir, like, names):
@@ -248,7 +332,7 @@ def test_another_networks_checkpoint_is_named_and_kept(workdir, like, names):
 def test_another_networks_checkpoint_among_ours_is_passed_over(workdir, tmp_path, capsys):
     other = a_state(9, classes=8)
     with Checkpoints(tmp_path / "other", keep=2) as checkpoints:
-        checkpoints.save(9, other, manifest(other), {})
+        save(checkpoints, 9, other, {})
     shutil.copytree(tmp_path / "other" / "checkpoints" / "9", workdir / "checkpoints" / "9")
     assert latest(workdir)[0] == 2
     said = capsys.readouterr().err
@@ -259,7 +343,7 @@ def test_another_networks_checkpoint_among_ours_is_passed_over(workdir, tmp_path
 def test_the_manifest_is_readable_by_eye(workdir):
     path = workdir / "checkpoints" / "2" / "manifest" / "metadata"
     rows = json.loads(path.read_text())["arrays"]
-    assert rows["['params']['fc8']['bias']"]["shape"] == [2, 7]
+    assert rows[".params['fc8']['bias']"]["shape"] == [2, 7]
     assert all(len(row["sha256"]) == 64 for row in rows.values())
 
 
@@ -267,19 +351,20 @@ def test_a_library_user_is_not_told_what_orbax_thinks_of_it(tmp_path):
     # In a process of its own, without the command line, which is quieter still.
     code = """
 import sys, pathlib, numpy as np
-from alexnet_jax.training.checkpoint import Checkpoints
-from alexnet_jax.training.checkpoint import manifest
-state = {"w": np.arange(3.0)}
+import optax
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest
+from alexnet_jax.training.state import init_state
+state = init_state({"w": np.ones((2, 3))}, optax.identity())
 with Checkpoints(pathlib.Path(sys.argv[1]), 1) as checkpoints:
-    checkpoints.save(1, state, manifest(state), {})
+    checkpoints.save(1, state, manifest(items(state)), {})
 with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
     step, state, _ = checkpoints.restore_latest(state)
-print(step, state["w"])
+print(step, state.params["w"][0])
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert (done.stdout, done.stderr) == ("1 [0. 1. 2.]\n", "")
+    assert (done.stdout, done.stderr) == ("1 [1. 1. 1.]\n", "")
 
 
 def test_what_was_saved_does_not_stay_in_memory(tmp_path):
@@ -293,10 +378,11 @@ def test_what_was_saved_does_not_stay_in_memory(tmp_path):
     try:
         with Checkpoints(tmp_path, 2) as checkpoints:
             for step in range(6):
-                state = {"params": {"w": jax.numpy.full((2, 500_000), step, np.float32)}}
-                checkpoints.save(step, state, manifest(jax.device_get(state)), {})
+                params = {"w": jax.numpy.full((2, 500_000), step, np.float32)}
+                state = init_state(params, optax.identity())
+                save(checkpoints, step, state, {})
                 checkpoints.wait()
-                del state
+                del state, params
             assert alive() <= 2 * 4_000_000
     finally:
         gc.enable()

@@ -5,6 +5,7 @@ import io
 import types
 
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -14,25 +15,8 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.training import drawing, evaluate
 from alexnet_jax.training.parts.pictures import Pictures
 from alexnet_jax.training.run import Due
+from alexnet_jax.training.state import init_state
 from tests.support import PLACEMENTS, placement_of, tiny_config
-
-
-def test_top_errors_equal_a_sort():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=(50, 12)), rng.integers(0, 12, 50)
-    top1, top5 = evaluate.top_errors(scores, labels)
-    ranking = np.argsort(-scores, axis=1)
-    np.testing.assert_array_equal(top1, ranking[:, 0] != labels)
-    np.testing.assert_array_equal(
-        top5, [y not in r[:5] for y, r in zip(labels, ranking, strict=True)]
-    )
-
-
-def test_a_network_that_says_nothing_is_wrong():
-    for scores in (np.zeros((4, 10)), np.full((4, 10), np.nan)):
-        for errors in evaluate.top_errors(scores, np.arange(4)):
-            np.testing.assert_array_equal(errors, 1)
-
 
 SIDE, CROP, CLASSES, COUNT = 6, 3, 10, 61
 # Where the top left pixel of each view comes from in the image; a mirrored one begins at its end.
@@ -105,14 +89,19 @@ def sharp():
     units[:, :, *NO_VIEW, 2] = 1  # where no view begins
     units[0, :, :, :, 3] = 1
     params = {"hidden": {"kernel": units}, "last": {"kernel": np.stack([logits, logits])}}
-    rule = inputs.Inputs(np.zeros(3, np.float32), 1.0, 1.0, SIDE, CROP)
+    variables = {"params": params}
+    rule = inputs.Inputs(np.zeros(3, np.float32), 1.0, 1.0, CROP)
     source = Places(rng.integers(0, CLASSES, COUNT).astype(np.int32))
-    return config, source, rule, params, logits
+    return config, source, rule, variables, logits
 
 
 def softmax(logits):
     e = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
+
+
+def brier(probabilities, labels):
+    return np.square(probabilities - np.eye(CLASSES)[labels]).sum(1).mean()
 
 
 def wrong(scores, labels, best):
@@ -124,11 +113,12 @@ def wrong(scores, labels, best):
 @pytest.mark.parametrize("views", [1, 9, 10])
 def test_errors_and_loss_are_those_counted_image_by_image(sharp, views, name):
     """61 images in batches of 8: the last one holds three that do not count."""
-    config, source, rule, params, logits = sharp
+    config, source, rule, variables, logits = sharp
     config.evaluate.batch_size = 8 * views
     placement = placement_of(*PLACEMENTS[name])
-    step = evaluate.make_eval_step(Sharp(), rule, placement, views)
-    found = evaluate.evaluate(step, placement.put_towers(params), source, config, placement, views)
+    step = evaluate.make_eval_step(Sharp(), rule, placement, views, ("brier", "loss"))
+    towers = placement.put_towers(variables)
+    found = evaluate.evaluate(step, towers, source, config, placement, views)
 
     of_views = np.stack([logits[:, y, x] for y, x in PLACES[views]])
     centre, mean = logits[:, *CENTRE], softmax(of_views).mean(0)
@@ -143,24 +133,31 @@ def test_errors_and_loss_are_those_counted_image_by_image(sharp, views, name):
         "views": views,
         "top1_error_views": None,
         "top5_error_views": None,
+        "metrics": {"brier": brier(softmax(centre), source.labels), "loss": losses.mean()},
     }
     if views > 1:
+        losses = -np.log(mean[np.arange(COUNT), source.labels])
+        expected["metrics"] |= {
+            "brier_views": brier(mean, source.labels), "loss_views": losses.mean(),
+        }  # fmt: skip
         expected["top1_error_views"] = wrong(mean, source.labels, 1).mean()
         expected["top5_error_views"] = wrong(mean, source.labels, 5).mean()
         for best in (1, 5):  # the table tells the mean of probabilities from that of logits
             errors = [wrong(x, source.labels, best).mean() for x in (of_views.mean(0), mean)]
             assert errors[0] != errors[1]
-    assert dataclasses.asdict(found) == {
+    assert found.metrics == pytest.approx(expected.pop("metrics"), rel=1e-5)
+    found = dataclasses.asdict(found) | {"metrics": ...}
+    assert found == {"metrics": ...} | {
         k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in expected.items()
     }
 
 
 def test_it_ends_with_the_batch_in_which_it_was_asked_to(sharp):
-    config, source, rule, params, _ = sharp
+    config, source, rule, variables, _ = sharp
     config.evaluate.batch_size = 8
     placement, seen = placement_of("vmap"), []
     step = evaluate.make_eval_step(Sharp(), rule, placement, 1)
-    towers = placement.put_towers(params)
+    towers = placement.put_towers(variables)
 
     def counted(*args):
         seen.append("batch")
@@ -176,7 +173,7 @@ def test_it_ends_with_the_batch_in_which_it_was_asked_to(sharp):
 
 
 def test_what_the_mask_leaves_out_counts_nowhere(sharp):
-    _, source, rule, params, logits = sharp
+    _, source, rule, variables, logits = sharp
     index = np.array([7, 3, 60, 12])
     batch = {
         "image": np.stack([source.pixels(i) for i in index]),
@@ -185,7 +182,7 @@ def test_what_the_mask_leaves_out_counts_nowhere(sharp):
     }
     placement = placement_of("vmap")
     step = evaluate.make_eval_step(Sharp(), rule, placement, 10)
-    sums, fired = step(placement.put_towers(params), placement.put_batch(batch))
+    sums, fired = step(placement.put_towers(variables), placement.put_batch(batch))
     kept = index[batch["mask"] > 0]
     assert sums["count"] == 2
     assert sums["top1_error"] == wrong(logits[kept][:, *CENTRE], source.labels[kept], 1).sum()
@@ -196,24 +193,26 @@ def test_what_the_mask_leaves_out_counts_nowhere(sharp):
 @pytest.mark.parametrize("name", ["pmap", "mesh 2 x 2"])
 @pytest.mark.parametrize("views", [1, 10])
 def test_predictions_are_means_of_probabilities_and_features_of_the_centre(sharp, views, name):
-    _, source, rule, params, logits = sharp
+    _, source, rule, variables, logits = sharp
     index = np.array([7, 3, 60, 12])
     placement = placement_of(*PLACEMENTS[name])
     step = evaluate.make_predict_step(Sharp(), rule, placement, views)
     batch = placement.put_batch({"image": np.stack([source.pixels(i) for i in index])})
-    probabilities, features = step(placement.put_towers(params), batch)
+    probabilities, features = step(placement.put_towers(variables), batch)
     expected = np.mean([softmax(logits[index, y, x]) for y, x in PLACES[views]], axis=0)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
-    np.testing.assert_array_equal(features, params["hidden"]["kernel"][:, index][:, :, *CENTRE])
+    units = variables["params"]["hidden"]["kernel"]
+    np.testing.assert_array_equal(features, units[:, index][:, :, *CENTRE])
 
 
-def pictures_of(config, source, placement, rule, params):
+def pictures_of(config, source, placement, rule, variables):
     """What `Pictures` shows of a run after step 3, by name."""
     drawn = {}
     viewer = types.SimpleNamespace(picture=lambda *what: drawn.update({what[:2]: what[2]}))
     run = types.SimpleNamespace(
         sources={"train": None, "validation": source}, placement=placement, tower=Sharp(),
-        inputs=rule, state=types.SimpleNamespace(params=placement.put_towers(params)), step=3,
+        inputs=rule, state=init_state(placement.put_towers(variables["params"]), optax.identity()),
+        step=3,
     )  # fmt: skip
     part = Pictures(config, [viewer])
     part.start(run)
@@ -224,13 +223,15 @@ def pictures_of(config, source, placement, rule, params):
 
 
 def test_pictures_show_images_of_the_split_that_steers(sharp, monkeypatch):
-    config, source, rule, params, logits = sharp
+    config, source, rule, variables, logits = sharp
     config = config.copy_and_resolve_references()
     config.evaluate.splits = ("train", "validation")
     monkeypatch.setattr(drawing, "kernels", lambda kernels: kernels)
     monkeypatch.setattr(drawing, "predictions", lambda rows: rows)
-    drawn = pictures_of(config, source, placement_of(*PLACEMENTS["mesh 4 x 2"]), rule, params)
-    np.testing.assert_array_equal(drawn[3, "conv1 kernels"], params["hidden"]["kernel"])
+    drawn = pictures_of(config, source, placement_of(*PLACEMENTS["mesh 4 x 2"]), rule, variables)
+    np.testing.assert_array_equal(
+        drawn[3, "conv1 kernels"], variables["params"]["hidden"]["kernel"]
+    )
     seen = [image[0, 0, 0] for image, _, _ in drawn[3, "predictions"]]
     assert len(seen) == 8 and seen == sorted(set(seen))
     for (image, label, best), index in zip(drawn[3, "predictions"], seen, strict=True):
@@ -245,7 +246,7 @@ def test_pictures_show_images_of_the_split_that_steers(sharp, monkeypatch):
 
 
 def test_without_a_readable_image_or_a_split_nothing_is_drawn(sharp):
-    config, source, rule, params, _ = sharp
+    config, source, rule, variables, _ = sharp
     config = config.copy_and_resolve_references()
 
     class Cut(Places):
@@ -254,11 +255,11 @@ def test_without_a_readable_image_or_a_split_nothing_is_drawn(sharp):
 
     cut = Cut(source.labels)
     with pytest.raises(UsageError, match="image 7"):
-        pictures_of(config, cut, placement_of("vmap"), rule, params)
+        pictures_of(config, cut, placement_of("vmap"), rule, variables)
     config.data.max_unreadable = 1
-    assert not pictures_of(config, cut, placement_of("vmap"), rule, params)
+    assert not pictures_of(config, cut, placement_of("vmap"), rule, variables)
     config.evaluate.splits = ()
-    assert not pictures_of(config, source, placement_of("vmap"), rule, params)
+    assert not pictures_of(config, source, placement_of("vmap"), rule, variables)
 
 
 @pytest.mark.parametrize("name,views,size", [

@@ -17,8 +17,8 @@ import pytest
 
 from alexnet_jax.cli import main as command_line
 from alexnet_jax.errors import UsageError
+from alexnet_jax.training.api import evaluate_workdir
 from alexnet_jax.training.loop import train_and_evaluate
-from alexnet_jax.training.network import evaluate_workdir
 from alexnet_jax.training.workdir import Writer
 from tests.parallel.test_multihost import finish, losses, start, start_pair, wait_for
 from tests.support import png_folder

@@ -19,7 +19,7 @@ from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_train
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.training import evaluate, loop, network
+from alexnet_jax.training import evaluate, loop, origin
 from alexnet_jax.training import run as runs
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.parts import metrics
@@ -49,7 +49,7 @@ def log(workdir, event, split=None):
 
 def saved(workdir, step):
     """Parameters of a checkpoint."""
-    return network.load(network.config_of(workdir), workdir, step).params
+    return origin.load(workdir, step=step).params
 
 
 # Two runs of the same eight steps. Rate and colour noise change on the way.

@@ -9,7 +9,7 @@ import pytest
 from alexnet_jax.data import pipeline
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, parameter_shapes
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import optimizers
 from alexnet_jax.training.checkpoint import Checkpoints, manifest
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.state import init_state
@@ -45,7 +45,7 @@ def batch_of(config, step):
 
 def newest_checkpoint(config, workdir):
     """The step and the state."""
-    net, tx = build_tower(config.model), optim.sgd_2012(config, 44, 44)
+    net, tx = build_tower(config.model), optimizers.build(config, 44, 44)
     like = init_state(parameter_shapes(net, config.data.crop_size), tx)
     with Checkpoints(workdir) as checkpoints:
         step, state, _ = checkpoints.restore_latest(like)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from alexnet_jax.config import presets
-from alexnet_jax.training import optimizer as optim
+from alexnet_jax.training import optimizers, schedules
 from alexnet_jax.training.state import init_state
 
 
@@ -47,7 +47,7 @@ def test_five_steps_around_a_drop(name, start):
     """One step per epoch, from `start` on, so that the drops of each source fall inside."""
     config = presets.get(name)
     epochs = int(config.num_epochs)
-    tx = optim.sgd_2012(config, steps_per_epoch=1, num_steps=epochs)
+    tx = optimizers.build(config, steps_per_epoch=1, num_steps=epochs)
     rng = np.random.default_rng(start)
     params = a_tree(config, rng)
     state = tx.init(params)
@@ -78,8 +78,8 @@ def test_the_common_rule_differs_at_a_drop():
     """`optax.sgd` has the rate outside the velocity: the difference is what is tested above."""
     config = presets.get("article")
     config.optimizer.drop_epochs = (2.0,)
-    schedule = optim.schedule(config, 1, 5)
-    ours = optim.sgd_2012(config, 1, 5)
+    schedule = schedules.schedule(config, 1, 5)
+    ours = optimizers.build(config, 1, 5)
     theirs = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(schedule, momentum=0.9))
     rng = np.random.default_rng(0)
     start = {name: {"kernel": leaves["kernel"]} for name, leaves in a_tree(config, rng).items()}
@@ -100,7 +100,7 @@ def test_a_trust_ratio_makes_the_rule_that_of_lars():
     rng = np.random.default_rng(3)
     start = a_tree(config, rng)
     kernels = {layer: {"kernel": True, "bias": False} for layer in start}
-    ours = optim.sgd_2012(config, 1, 9)
+    ours = optimizers.build(config, 1, 9)
     theirs = optax.lars(
         2.0, 5e-4, weight_decay_mask=kernels, trust_ratio_mask=kernels, momentum=0.9
     )
@@ -123,7 +123,7 @@ def test_a_trust_ratio_makes_the_rule_that_of_lars():
 def test_a_rate_grows_with_the_batch_rises_and_falls():
     config = presets.get("article")
     config.batch_size = 1024
-    rates = lambda: [float(optim.schedule(config, 10, 1000)(s)) for s in (0, 24, 49, 50, 500)]  # noqa: E731
+    rates = lambda: [float(schedules.schedule(config, 10, 1000)(s)) for s in (0, 24, 49, 50, 500)]  # noqa: E731
     assert rates() == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001])
     config.optimizer.rate_scaling = "linear"
     assert rates() == pytest.approx([0.08, 0.08, 0.08, 0.08, 0.008])
@@ -138,7 +138,7 @@ def test_a_rate_grows_with_the_batch_rises_and_falls():
 @pytest.mark.parametrize("name", ["paper", "source", "caffe"])
 def test_the_state_begins_as_optax_says(name):
     config = presets.get(name)
-    tx = optim.sgd_2012(config, steps_per_epoch=1, num_steps=10)
+    tx = optimizers.build(config, steps_per_epoch=1, num_steps=10)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda *x: np.stack(x), a_tree(config, rng), a_tree(config, rng))
     expected = jax.vmap(tx.init)(params)
@@ -152,7 +152,7 @@ def test_the_state_begins_as_optax_says(name):
 def test_frozen_layers_stay_and_the_rest_does_not():
     config = presets.get("article")
     config.freeze = ("conv1", "fc7")
-    tx = optim.sgd_2012(config, 1, 9)
+    tx = optimizers.build(config, 1, 9)
     rng = np.random.default_rng(0)
     start = params = a_tree(config, rng)
     state = tx.init(params)
@@ -167,7 +167,7 @@ def test_frozen_layers_stay_and_the_rest_does_not():
 def test_biases_decay_where_they_should():
     config = presets.get("article")
     config.optimizer.decay_biases = True
-    tx = optim.sgd_2012(config, 1, 9)
+    tx = optimizers.build(config, 1, 9)
     params = a_tree(config, np.random.default_rng(0))
     zero = jax.tree.map(np.zeros_like, params)
     updates, _ = tx.update(zero, tx.init(params), params)
@@ -180,7 +180,7 @@ def test_the_plateau_counts_tests_without_a_better_error():
     """Patience 2, at most 2 drops: equal is not better, and a drop begins the count anew."""
     optimizer = presets.get("paper").optimizer
     optimizer.update(plateau_patience=2, plateau_drops=2, drop_factor=0.1)
-    plateau = optim.Plateau()
+    plateau = schedules.Plateau()
     errors = (0.5, 0.6, 0.4, 0.4, 0.4, 0.45, 0.39, 0.39, 0.5, 1, 1, 1)
     factors = [plateau.observe(error, optimizer) for error in errors]
     assert factors == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01, 0.01])

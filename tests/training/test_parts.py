@@ -163,7 +163,8 @@ def test_the_best_checkpoint_is_that_of_the_lowest_error():
 def test_no_checkpoint_amid_steps_that_are_not_finite(monkeypatch):
     saved = []
     part = Save(types.SimpleNamespace(save=lambda step, *_: saved.append(step)))
-    monkeypatch.setattr("alexnet_jax.training.parts.save.manifest", lambda state: {})
+    for name in ("items", "manifest"):
+        monkeypatch.setattr(f"alexnet_jax.training.parts.save.{name}", lambda state: {})
     run = a_run(part)
     for run.step, run.bad_steps, why in (
         (1, 0, {}), (2, 1, {"evaluate": True}), (3, 1, {"leave": True}), (4, 0, {}), (100, 2, {}),

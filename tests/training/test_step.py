@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from alexnet_jax.model.columns import merge_towers
+from alexnet_jax.model.tower import draw_parameters, initial_statistics
 from tests import numpy_reference
 from tests.reference import grouped_network
 from tests.support import (
@@ -346,3 +347,20 @@ def test_dropout_keeps_its_share_and_rescales_where_it_should(rate, rescaled):
     )
     kept = (seen > 0.1).mean()
     assert abs(kept - (1 - rate)) < 2.5 / np.sqrt(seen.size)
+
+
+@pytest.mark.parametrize("name", ["vmap", "mesh 2 x 2"])
+def test_a_step_that_is_not_finite_changes_no_running_statistics(name):
+    config = dense_config(**{"model.layers.fc7.then": ("batch_norm", "activation")})
+    step = Step(config, placement_of(*PLACEMENTS[name]))
+    first = initial_statistics(step.net, 4)
+    state = step.start(draw_parameters(step.net, 0, 4), batch_stats=first)
+    bad = noise_batch(4, BATCH)
+    bad["colour"][-1, 0] = np.nan
+    state, metrics = step(state, bad)
+    assert metrics["not_finite"].any()
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, first)
+    state, metrics = step(state, noise_batch(4, BATCH))
+    assert not metrics["not_finite"].any()
+    for name in ("batch_norm.mean", "batch_norm.variance"):
+        assert not np.isclose(state.batch_stats["fc7"][name], first["fc7"][name]).any()

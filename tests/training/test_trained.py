@@ -16,7 +16,7 @@ from alexnet_jax.cli.main import main
 from alexnet_jax.data import classes
 from alexnet_jax.data.sources import fit_classes, open_sources
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training import network as trained
+from alexnet_jax.training import origin as trained
 from alexnet_jax.training.events import Evaluation, TrainingMean, Warned
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.parts import viewers
@@ -35,7 +35,7 @@ def origin(tmp_path_factory):
     config.placement, config.num_epochs, config.batch_size = "vmap", 2.0, 8
     config.evaluate.every_epochs = 1.0
     train_and_evaluate(config, root / "run")
-    network = trained.load(trained.config_of(root / "run"), root / "run")
+    network = trained.load(root / "run")
     weights.write(network.column(), root / "net.safetensors")
     return root, network
 
@@ -65,7 +65,7 @@ def test_classes_are_those_of_the_folder(tmp_path):
     config.placement, config.num_epochs, config.batch_size = "vmap", 1.0, 8
     train_and_evaluate(config, tmp_path / "run")
     assert trained.config_of(tmp_path / "run").model.num_classes == 2
-    network = trained.load(trained.config_of(tmp_path / "run"), tmp_path / "run")
+    network = trained.load(tmp_path / "run")
     assert network.class_names == names
     # And of a data set by name they are not.
     config.data.source = "digits"
@@ -91,7 +91,7 @@ def test_a_run_starts_from_a_run_or_a_file(origin, tmp_path, name):
     (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, start)
     config = tuned(images, start, freeze=("conv1", "fc6"))
     train_and_evaluate(config, tmp_path / "tuned")
-    after = trained.load(trained.config_of(tmp_path / "tuned"), tmp_path / "tuned")
+    after = trained.load(tmp_path / "tuned")
     assert after.config.model.num_classes == 2 and after.class_names == ("cat", "dog")
     for layer, leaves in before.params.items():
         for part, value in leaves.items():
@@ -115,11 +115,12 @@ def test_a_run_starts_from_a_run_or_a_file(origin, tmp_path, name):
 def test_of_the_same_classes_the_last_layer_is_kept_too(origin):
     root, before = origin
     config = tuned(root / "images", root / "run")
-    drawn = jax.tree.map(np.zeros_like, before.params)
+    drawn = jax.tree.map(np.zeros_like, before.variables)
     kept = trained.initial(config, drawn, before.class_names)
-    jax.tree.map(np.testing.assert_array_equal, kept, before.params)
+    jax.tree.map(np.testing.assert_array_equal, kept, before.variables)
     renamed = trained.initial(config, drawn, before.class_names[::-1])
-    assert not renamed["fc8"]["kernel"].any() and renamed["fc7"]["kernel"].any()
+    params = renamed["params"]
+    assert not params["fc8"]["kernel"].any() and params["fc7"]["kernel"].any()
 
 
 def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
@@ -128,37 +129,35 @@ def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
     column = before.column()
     weights.write(dataclasses.replace(column, class_names=()), tmp_path / "net.safetensors")
     config = tuned(root / "images", tmp_path / "net.safetensors")
-    drawn = jax.tree.map(np.zeros_like, before.params)
+    drawn = jax.tree.map(np.zeros_like, before.variables)
     kept = trained.initial(config, drawn, before.class_names)
-    assert not kept["fc8"]["kernel"].any() and kept["fc7"]["kernel"].any()
-    network = trained.load(trained.config_of(tmp_path / "net.safetensors"),
-                           tmp_path / "net.safetensors")  # fmt: skip
+    params = kept["params"]
+    assert not params["fc8"]["kernel"].any() and params["fc7"]["kernel"].any()
+    network = trained.load(tmp_path / "net.safetensors")
     probabilities = np.float32([0.1, 0.5, 0.0, 0.4])
     assert [name for _, name, _ in classes.best(probabilities, network.class_names)] == [
         "1", "3", "0", "2",
     ]  # fmt: skip
 
 
-def test_a_network_is_loaded_from_the_step_asked_for(origin):
+def test_a_network_is_loaded_from_the_step_asked_for(origin, tmp_path):
     """With its class names; what is subtracted from images is the run's and the file's alike."""
     root, before = origin
-    config = trained.config_of(root / "run")
     assert (before.step, before.class_names) == (14, tuple("0123456789"))
-    first = trained.load(config, root / "run", 12)
+    first = trained.load(str(root / "run"), step=12)
     assert first.step == 12
     assert not np.array_equal(first.params["fc8"]["kernel"], before.params["fc8"]["kernel"])
     for path in ("run", "net.safetensors"):
         np.testing.assert_array_equal(trained.mean_of(root / path), [78.0] * 3)
     file = root / "net.safetensors"
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        trained.load(trained.config_of(file), file).params,
-        before.params,
-    )
-    with pytest.raises(UsageError, match=r"--step=8: .*net\.safetensors is a file, which holds no"):
-        trained.load(trained.config_of(file), file, 8)
-    with pytest.raises(UsageError, match="images: holds no checkpoint: run train first"):
-        trained.load(config, root / "images")
+    jax.tree.map(np.testing.assert_array_equal, trained.load(file).params, before.params)
+    with pytest.raises(UsageError, match=r"step 8: .*net\.safetensors is a file, which holds no"):
+        trained.load(file, step=8)
+    with pytest.raises(UsageError, match=r"images: .*: name a folder that `train` wrote"):
+        trained.load(root / "images")
+    (tmp_path / "config.json").write_text((root / "run" / "config.json").read_text())
+    with pytest.raises(UsageError, match="holds no checkpoint: run train first"):
+        trained.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"0": 1}', '["a", "b"]'])

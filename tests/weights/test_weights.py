@@ -16,7 +16,7 @@ from alexnet_jax.data.classes import imagenet_classes, shown_name
 from alexnet_jax.data.sources.folder import Folder
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.training import network as trained
+from alexnet_jax.training import origin as trained
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.weights import caffe, torchvision
 from alexnet_jax.weights.column import Column, from_towers, to_towers
@@ -75,7 +75,7 @@ def network(config, mean=None):
     params = lively(config)
     mean = np.float32(config.data.channel_mean) if mean is None else mean
     names = tuple(f"class {i}" for i in range(config.model.num_classes))
-    found = from_towers(config, params, mean, names)
+    found = from_towers(config, {"params": params}, mean, names)
     return params, found
 
 
@@ -89,7 +89,7 @@ def ours(found, images_BxSxSx3):
     placement = placement_of("vmap")
     step = evaluate.make_predict_step(net.tower, net.inputs, placement, 1)
     return np.asarray(
-        parallel.to_host(step(placement.put_towers(net.params), {"image": images_BxSxSx3}))[0]
+        parallel.to_host(step(placement.put_towers(net.variables), {"image": images_BxSxSx3}))[0]
     )
 
 
@@ -116,7 +116,7 @@ def test_onnxruntime_gives_the_same_probabilities(name, tmp_path):
         assert again.config.to_dict() == config.to_dict()
         assert again.class_names == found.class_names
         np.testing.assert_array_equal(again.mean, found.mean)
-        restored = to_towers(again)
+        restored = to_towers(again)["params"]
         for layer, leaves in params.items():
             for part, value in leaves.items():
                 np.testing.assert_array_equal(restored[layer][part], value, err_msg=layer)

@@ -1,5 +1,7 @@
 from typing import Any
 
-def DEFINE_config_file(
-    name: str, default: Any = None, help_string: str = "", **more: Any
+from ml_collections import ConfigDict
+
+def DEFINE_config_dict(
+    name: str, config: ConfigDict, help_string: str = "", **more: Any
 ) -> Any: ...

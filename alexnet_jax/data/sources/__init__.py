@@ -1,91 +1,24 @@
-"""Where images come from: the protocol of a source, and the sources of a run.
+"""The sources of a run: opened by name, one module for each kind, and divided into splits.
 
-A source gives random access to the images of one split and neither shuffles nor augments them.
+A module registers its kind in `registry.SOURCES`. It must be quick to import: what takes seconds,
+such as TensorFlow, is imported when a source is opened.
 """
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.config import default
+from alexnet_jax.config.guests import import_guests
+from alexnet_jax.data.protocol import Kind, Reader, Source
+from alexnet_jax.data.sources.arrays import as_source
 from alexnet_jax.errors import UsageError
-
-FORMS = (
-    "'digits' (built in), 'tfds:NAME' or 'tfds:NAME:VERSION' (prepared by TensorFlow Datasets), "
-    "'folder:PATH' (PATH/SPLIT/CLASS/*.jpg), 'prepared:PATH' (written by the verb prepare)"
-)
-
-Reader = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""From indices `[n]` to squares, uint8 `[n, S, S, 3]`, and their labels, int32 `[n]`."""
-
-
-class Source(Protocol):
-    """The images of one split; all that the pipeline needs to know of them.
-
-    `Encoded` adds `squares` to a class that reads files in a known format. Another source makes
-    squares itself:
-
-        class Arrays:
-            name, split, class_names, files = "arrays", "train", ("cat", "dog"), ()
-
-            def __init__(self, images, labels):  # uint8 [N, S, S, 3], int32 [N]
-                self.images, self.labels, self.num_examples = images, labels, len(images)
-
-            def squares(self, config):
-                return lambda indices: (self.images[indices], self.labels[indices])
-
-            def describe(self, index):
-                return f"image {index}"
-    """
-
-    @property
-    def name(self) -> str:
-        """The name that `open_source` took, with the version filled in."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """The name of the split."""
-        ...
-
-    @property
-    def num_examples(self) -> int:
-        """Number of images in the split, at least 1."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name per class, in the order of the labels."""
-        ...
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files that the images are read from; empty if they are in memory."""
-        ...
-
-    def squares(self, config: ConfigDict) -> Reader:
-        """Returns a function that reads images as squares.
-
-        The function is called from several threads at a time. It gets integers in
-        `0..num_examples-1`, in any order and possibly repeated, and raises `UsageError` for an
-        image that it cannot read; the message names the image.
-
-        Args:
-          config: `config.data`; the side of the squares is `config.image_size`, and they are made
-            as `config.resize` and `config.shrink` say.
-
-        Raises:
-          UsageError: the source has no such squares.
-        """
-        ...
-
-    def describe(self, index: int) -> str:
-        """Where image `index` is stored, for messages: a path, and an offset within a shard."""
-        ...
+from alexnet_jax.registry import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +102,7 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
       UsageError: a data set is missing, or its classes are not those of the network.
     """
     data = config.data
-    opened = _opener(data)
+    opened = _opener(data, config.model.num_classes)
     train, validation = _training(data, opened)
     sources = {"train": train, "test": opened(data.test_split)}
     if data.validation_split:
@@ -185,6 +118,38 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
     return sources
 
 
+def given_sources(
+    config: ConfigDict,
+    data: Any,
+    validation: Any = None,
+    test: Any = None,
+    class_names: tuple[str, ...] = (),
+) -> dict[str, Source]:
+    """The splits of a run whose images are given in Python: see `arrays.as_source`.
+
+    Without `validation`, a share of the training images is held out (`data.validation_fraction`).
+    Without `test`, there is no split `test`.
+
+    Raises:
+      UsageError: the images or the labels are of another kind, or the classes are not those of
+        `config.model.num_classes`.
+    """
+
+    def source(given: Any, split: str) -> Source:
+        return as_source(given, split, config.model.num_classes, class_names)
+
+    sources = {"train": source(data, "train")}
+    if validation is not None:
+        sources["validation"] = source(validation, "validation")
+    elif config.data.validation_fraction:
+        sources["train"], sources["validation"] = hold_out(
+            sources["train"], config.data.validation_fraction
+        )
+    if test is not None:
+        sources["test"] = source(test, "test")
+    return sources
+
+
 def open_train(data: ConfigDict) -> Source:
     """Opens only the images of `config.data` that are trained on, whatever their classes.
 
@@ -194,12 +159,12 @@ def open_train(data: ConfigDict) -> Source:
     return _training(data, _opener(data))[0]
 
 
-def _opener(data: ConfigDict) -> Callable[[str], Source]:
+def _opener(data: ConfigDict, classes: int = 0) -> Callable[[str], Source]:
     """Opens each split once: a split of a large data set takes seconds."""
 
     @functools.cache
     def opened(split: str) -> Source:
-        return open_source(data.source, split, data.test_fraction)
+        return open_source(data.source, split, data, classes)
 
     return opened
 
@@ -213,59 +178,71 @@ def _training(data: ConfigDict, opened: Callable[[str], Source]) -> tuple[Source
 
 
 def fit_classes(config: ConfigDict) -> ConfigDict:
-    """Returns a run with as many classes as its folder has, or the run itself for other sources.
+    """Returns a run with as many classes as its source has, or the run itself for named data sets.
 
     The number of classes of a named data set is known in advance; that of one's own images is
-    counted. Presets for ImageNet validate on its split `validation`; a folder without such a split
-    validates on a share of its training images instead, and not on its test images.
+    counted. Presets for ImageNet validate on its split `validation`; a source that has only its
+    test images to give for it validates on a share of its training images instead.
 
     Raises:
-      UsageError: there is no such folder.
+      UsageError: there is no such source.
     """
+    import_guests(config)
     data = config.data
-    kind, _, path = data.source.partition(":")
-    if kind not in ("folder", "prepared"):
+    kind, _ = _kind(data.source)
+    if not kind.counted:
         return config
-    classes = len(open_source(data.source, data.train_split, data.test_fraction).class_names)
+    opened = _opener(data)
+    classes = len(opened(data.train_split).class_names)
+    if not classes:  # A sequence without names has the classes of the network.
+        return config
     fitted = config.copy_and_resolve_references()
     fitted.model.num_classes = classes
     fitted.model.layers[fitted.model.layer_order[-1]].features = classes
-    validation, root = ("validation", "val"), Path(path).expanduser()
-    there = any((root / name).is_dir() for name in validation)
-    if kind == "folder" and data.validation_split in validation and not there:
+    if data.validation_split not in ("", "test") and opened(data.validation_split).split == "test":
         fitted.data.validation_split = ""
     return fitted
 
 
-def open_source(name: str, split: str, test_fraction: float = 0.2) -> Source:
+def open_source(name: str, split: str, data: ConfigDict | None = None, classes: int = 0) -> Source:
     """Opens one split of a data set that is already on this machine; downloads nothing.
 
     Args:
-      name: one of `FORMS`.
-      split: `train` or `test` of the digits; a split of the data set, including slices such as
-        `train[:45000]`, for TFDS; for folders a directory in PATH, or `train` and `test` if PATH
-        holds the class folders themselves.
-      test_fraction: share of each class that is `test` in that last case.
+      name: `data.source`, such as `folder:PATH`.
+      split: the name of the split; see the opener of each kind for those that it has.
+      data: `config.data`; its defaults if it is None.
+      classes: the number of classes, for sources that have none of their own; 0: not known.
 
     Raises:
       UsageError: the name, the data set or the split does not exist, or its files are damaged.
     """
-    kind, _, rest = name.partition(":")
-    # Each kind is imported when it is needed: TensorFlow Datasets takes seconds.
-    if name == "digits":
-        from alexnet_jax.data.sources import digits
+    kind, rest = _kind(name)
+    opened = kind.open(rest, split, default().data if data is None else data)
+    return opened if hasattr(opened, "squares") else as_source(opened, split, classes, name=name)
 
-        return digits.open_digits(split)
-    if kind == "tfds" and rest:
-        from alexnet_jax.data.sources import tfds
 
-        return tfds.open_tfds(rest, split)
-    if kind == "folder" and rest:
-        from alexnet_jax.data.sources import folder
+def forms() -> str:
+    """What `data.source` may be, in one line."""
+    return ", ".join(_entry(name).form(name) for name in SOURCES)
 
-        return folder.open_folder(rest, split, test_fraction)
-    if kind == "prepared" and rest:
-        from alexnet_jax.data.sources import prepared
 
-        return prepared.open_prepared(rest, split)
-    raise UsageError(f"data.source: no source is called '{name}'; give one of {FORMS}")
+def _entry(name: str) -> Kind:
+    """The entry of a name; those of others may be plain functions."""
+    entry = SOURCES[name]
+    return entry if isinstance(entry, Kind) else Kind(entry)
+
+
+def _kind(source: str) -> tuple[Kind, str]:
+    """The kind of a source by its full name, and what stands behind the colon.
+
+    Raises:
+      UsageError: there is no such kind, or it wants more or less than is there.
+    """
+    name, _, rest = source.partition(":")
+    if name in SOURCES:
+        kind = _entry(name)
+        if kind.rest is None or bool(kind.rest) == bool(rest):
+            return kind, rest
+    close = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {_entry(close[0]).form(close[0])}?" if close else f"give one of {forms()}"
+    raise UsageError(f"data.source: no source is called '{source}'; {hint}")

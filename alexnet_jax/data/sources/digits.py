@@ -4,10 +4,13 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.data.encoded import Encoded
+from alexnet_jax.data.protocol import Kind
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Digits(Encoded):
         return f"scikit-learn's digits, row {self.rows[index]}"
 
 
-def open_digits(split: str) -> Digits:
+def open_digits(rest: str, split: str, data: ConfigDict) -> Digits:
     """Opens `train`, 1,437 images, or `test`, 360.
 
     They are divided by one fixed permutation, because scikit-learn's order groups them by writer.
@@ -50,6 +53,7 @@ def open_digits(split: str) -> Digits:
     Raises:
       UsageError: there is no such split.
     """
+    del rest, data
     if split not in ("train", "test"):
         raise UsageError(f"digits has no split '{split}'; it has train, test")
     from sklearn.datasets import load_digits
@@ -62,3 +66,8 @@ def open_digits(split: str) -> Digits:
     images = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
     encoded = tuple(tf.io.encode_png(image[:, :, None]).numpy() for image in images)
     return Digits(split, encoded, digits.target[rows].astype(np.int32), rows)
+
+
+SOURCES["digits"] = Kind(
+    open_digits, rest="", about="scikit-learn's handwritten digits", counted=False
+)

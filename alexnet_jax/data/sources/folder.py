@@ -6,9 +6,12 @@ import math
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.data.encoded import Encoded
+from alexnet_jax.data.protocol import Kind
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import SOURCES
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 _TEST = ("test", "validation", "val")
@@ -53,7 +56,7 @@ class Folder(Encoded):
         return str(self.paths[index])
 
 
-def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
+def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
     """Opens PATH/SPLIT/CLASS/*.jpg, or a share of PATH/CLASS/*.jpg.
 
     Labels follow the sorted class names of all splits, so that a class without a folder in one
@@ -61,7 +64,7 @@ def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
 
     If there is no folder `test`, `validation` or `val`, another of the three is opened instead.
 
-    If PATH has no SPLIT folder but holds the class folders themselves, `test_fraction` of the
+    If PATH has no SPLIT folder but holds the class folders themselves, `data.test_fraction` of the
     images of each class (every fifth, for 0.2) is `test` and the rest is `train`. They are counted
     in the order of a hash of their names, which is the same on every machine and unrelated to the
     order in which the photographs were taken.
@@ -69,7 +72,7 @@ def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
     Args:
       path: the folder.
       split: the name of the split.
-      test_fraction: between 0 and 1.
+      data: `config.data`.
 
     Raises:
       UsageError: there is no such folder or split, it holds no image, or a class folder is empty.
@@ -93,7 +96,7 @@ def open_folder(path: str, split: str, test_fraction: float = 0.2) -> Folder:
     if divided:
         names.update(c.name for other in _subfolders(root) for c in _subfolders(other))
     else:
-        images = {name: _share(files, split, test_fraction) for name, files in images.items()}
+        images = {name: _share(files, split, data.test_fraction) for name, files in images.items()}
     class_names = tuple(sorted(names))
     pairs = [(p, i) for i, name in enumerate(class_names) for p in images.get(name, ())]
     if not pairs:
@@ -137,3 +140,6 @@ def _subfolders(folder: Path) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     # Without is_file(): a stat of a million files takes minutes on a network file system.
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+
+
+SOURCES["folder"] = Kind(open_folder, rest="PATH", about="PATH/SPLIT/CLASS/*.jpg")

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.data.protocol import Kind, Reader
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import SOURCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Prepared:
         """The array of squares."""
         return (str(self.path),)
 
-    def squares(self, config: ConfigDict) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    def squares(self, config: ConfigDict) -> Reader:
         """See `Source.squares`.
 
         Raises:
@@ -94,12 +95,13 @@ class Prepared:
                 )
 
 
-def open_prepared(path: str, split: str) -> Prepared:
+def open_prepared(path: str, split: str, data: ConfigDict) -> Prepared:
     """Opens PATH/SPLIT as `prepare` wrote it.
 
     Raises:
       UsageError: there is no such split, it is unfinished, or its files do not fit together.
     """
+    del data
     folder = Path(path).expanduser() / split
     if not (folder / "split.json").is_file():
         has = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/split.json")))
@@ -133,3 +135,6 @@ def open_prepared(path: str, split: str) -> Prepared:
         resize=resize,
         shrink=shrink,
     )
+
+
+SOURCES["prepared"] = Kind(open_prepared, rest="PATH", about="written by the verb prepare")

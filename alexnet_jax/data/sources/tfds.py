@@ -17,10 +17,13 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from ml_collections import ConfigDict
 
 from alexnet_jax.data.encoded import Encoded
+from alexnet_jax.data.protocol import Kind
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
+from alexnet_jax.registry import SOURCES
 
 _HEADER, _FOOTER = 12, 4
 """Bytes around a record: its length (8, little-endian) and the checksum of the length before it,
@@ -86,16 +89,17 @@ class TFDS(Encoded):
         return f"{self.files[self.file[index]]}, byte {self.offset[index]}"
 
 
-def open_tfds(name: str, split: str) -> TFDS:
+def open_tfds(name: str, split: str, data: ConfigDict) -> TFDS:
     """Opens `NAME` or `NAME:VERSION`; without a version, the newest one on disk.
 
     Searches `TFDS_DATA_DIR`, or `~/tensorflow_datasets` as TFDS itself does. NAME is `name/config`
-    for a data set with several configurations.
+    for a data set with several configurations. The split may be a slice such as `train[:45000]`.
 
     Raises:
       UsageError: the data set is not prepared, is not one of images with class labels, is not
         stored as TFRecord, has no such split, or has damaged files.
     """
+    del data
     import_tensorflow()
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
@@ -219,3 +223,11 @@ def _open(path: str) -> int:
         return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; prepare it again") from error
+
+
+SOURCES["tfds"] = Kind(
+    open_tfds,
+    rest="NAME[:VERSION]",
+    about="prepared by TensorFlow Datasets",
+    counted=False,
+)

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.training import evaluate as evaluation
-from alexnet_jax.training import optimizer
+from alexnet_jax.training import schedules
 from alexnet_jax.training.events import Evaluation, Event
 from alexnet_jax.training.run import Due, Part, Run
 
@@ -29,8 +29,15 @@ class Evaluate(Part):
         """
         for split in self._config.evaluate.splits if due.evaluate else ():
             if self._step is None:
-                self._step = evaluation.make_eval_step(run.tower, run.inputs, run.placement, 1)
+                self._step = step_of(run, views=1)
             evaluate_split(run, self._step, split, views=1)
+
+
+def step_of(run: Run, views: int) -> Callable[..., Any]:
+    """Compiles the evaluation step of a run."""
+    return evaluation.make_eval_step(
+        run.tower, run.inputs, run.placement, views, run.config.evaluate.metrics
+    )
 
 
 def evaluate_split(run: Run, step: Callable[..., Any], split: str, views: int) -> None:
@@ -38,7 +45,7 @@ def evaluate_split(run: Run, step: Callable[..., Any], split: str, views: int) -
 
     Args:
       run: the run.
-      step: what `make_eval_step` returned for the same number of views.
+      step: what `step_of` returned for the same number of views.
       split: `train`, `validation` or `test`.
       views: views per image: 1, 9 or 10.
 
@@ -46,7 +53,7 @@ def evaluate_split(run: Run, step: Callable[..., Any], split: str, views: int) -
       Interrupted: the run was asked to stop.
     """
     means = evaluation.evaluate(
-        step, run.state.params, run.sources[split], run.config, run.placement, views,
+        step, run.state.variables, run.sources[split], run.config, run.placement, views,
         unreadable=run.unreadable[split], interrupted=run.stop.asked,
     )  # fmt: skip
     event = Evaluation(step=run.step, epoch=run.epoch, split=split, **dataclasses.asdict(means))
@@ -60,7 +67,7 @@ class Plateau(Part):
     def __init__(self, config: ConfigDict):
         """Prepares a run of `config`; with another schedule than `plateau` it does nothing."""
         self._optimizer = config.optimizer
-        self._plateau = optimizer.Plateau()
+        self._plateau = schedules.Plateau()
 
     def on_event(self, run: Run, event: Event) -> None:
         """Takes an error and stores the factor on all rates in the state."""
@@ -77,7 +84,7 @@ class Plateau(Part):
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Restores them."""
-        self._plateau = optimizer.Plateau(**memory)
+        self._plateau = schedules.Plateau(**memory)
 
 
 class StopAtError(Part):

@@ -107,14 +107,17 @@ class StepMetrics(Part):
         elapsed = time.perf_counter() - self._since
         mean = {name: value / self._finite_steps for name, value in self._sums.items()}
         unreadable = len(run.unreadable["train"]) if self._config.data.max_unreadable else None
-        scale = float(np.ravel(parallel.to_host(run.state.rate_scale))[0])
+        rate = None
+        if run.rate is not None:
+            scale = float(np.ravel(parallel.to_host(run.state.rate_scale))[0])
+            rate = float(run.rate(run.step - 1)) * scale
         return TrainingMean(
             step=run.step,
             epoch=run.epoch,
             **mean,
             images_per_second=self._timed_steps * self._config.batch_size / elapsed,
             data_wait_fraction=(run.waited - self._waited) / elapsed,
-            learning_rate=float(run.rate(run.step - 1)) * scale,
+            learning_rate=rate,
             unreadable=unreadable,
         )
 

@@ -66,7 +66,7 @@ class Pictures(Part):
 
         kernels = parallel.to_host(run.state.params[run.tower.layers[0].name]["kernel"])
         batch = run.placement.put_batch(self._batch)
-        probabilities, _ = parallel.to_host(self._predict(run.state.params, batch))
+        probabilities, _ = parallel.to_host(self._predict(run.state.variables, batch))
         answers = [
             (image, self._names[label], five_best(p, self._names, int(label)))
             for image, label, p in zip(self._images, self._labels, probabilities, strict=False)

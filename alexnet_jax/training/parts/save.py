@@ -3,7 +3,7 @@
 from typing import Any
 
 from alexnet_jax import parallel
-from alexnet_jax.training.checkpoint import Checkpoints, manifest, parameters_sha256
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest, parameters_sha256
 from alexnet_jax.training.events import Evaluation, Event, Saved
 from alexnet_jax.training.run import Due, Part, Run
 from alexnet_jax.training.workdir import Writer
@@ -40,7 +40,7 @@ class Save(Part):
         # If steps that are not finite end the run, it resumes before the first of them.
         if not due.save or (run.bad_steps and not needed):
             return
-        arrays = manifest(parallel.to_host(run.state))
+        arrays = manifest(items(parallel.to_host(run.state)))
         # The event comes first, so that the log has a line for every checkpoint.
         run.emit(Saved(run.step, parameters_sha256(arrays)))
         extra = {

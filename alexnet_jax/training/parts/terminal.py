@@ -48,6 +48,7 @@ class Terminal(Part):
                     f"step {event.step}  {event.split}: loss {event.loss:.4f}, top-1 error "
                     f"{event.top1_error_views or event.top1_error:.4f}"
                     + (f" ({event.views} views)" if event.views > 1 else "")
+                    + "".join(f", {name} {value:.4f}" for name, value in event.metrics.items())
                 )
             case Warned():
                 self.say(f"warning: {event.warning}")

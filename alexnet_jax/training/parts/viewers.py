@@ -45,10 +45,12 @@ def open_viewers(config: ConfigDict) -> list[Viewer]:
 
 def scalars(event: Event) -> dict[str, float]:
     """Returns the numbers of an event by their names, such as `evaluation/test/loss`."""
-    group = f"{event.kind}/{event.split}" if isinstance(event, Evaluation) else event.kind
+    group, values = event.kind, to_json(event)
+    if isinstance(event, Evaluation):
+        group, values = f"{event.kind}/{event.split}", values | event.metrics
     return {
         f"{group}/{name}": float(value)
-        for name, value in to_json(event).items()
+        for name, value in values.items()
         if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
     }
 

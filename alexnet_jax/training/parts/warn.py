@@ -16,6 +16,9 @@ class Warnings(Part):
         """Prepares a run of `config`."""
         self.config = config
         self._said: set[str] = set()
+        rate, given = "optimizer.learning_rate", config.optimizer.rule == "given"
+        self._rate = "the optimizer's learning rate" if given else rate
+        self._rate_now = self._rate if given else f"{rate} = {config.optimizer.learning_rate}"
 
     def on_event(self, run: Run, event: Event) -> None:
         """Checks losses, dead units, and images that an evaluation could not read."""
@@ -59,14 +62,14 @@ class Warnings(Part):
                     f"{name} dead",
                     f"step {step}: {name} is dead: none of its units is positive for any image. "
                     "Likely cause: a rate too high for this start "
-                    f"(optimizer.learning_rate = {self.config.optimizer.learning_rate}); lower it, "
+                    f"({self._rate_now}); lower it, "
                     f"or start model.layers.{name}.bias above 0",
                 )
             elif share > 0.5:
                 lines += self._once(
                     f"{name} mostly dead",
                     f"step {step}: {share:.0%} of the units of {name} are not positive for any "
-                    "image. Likely cause: optimizer.learning_rate is high, or "
+                    f"image. Likely cause: {self._rate} is high, or "
                     f"model.layers.{name}.bias starts too low",
                 )
         return lines
@@ -94,7 +97,7 @@ class Warnings(Part):
                 f"with weights of 0.01 in {', '.join(small)} the signal fades; the 2012 source "
                 "uses 0.03 for conv3-5 (model.layers.*.init_std)"
             )
-        return "optimizer.learning_rate is too low or too high, or labels do not match the images"
+        return f"{self._rate} is too low or too high, or labels do not match the images"
 
     def _once(self, key: str, line: str) -> list[str]:
         if key in self._said:

@@ -1,5 +1,6 @@
-"""What is said of which image: the files, their order, their views, and the five best."""
+"""What is said of which image file: their order, their views, and the five best."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alexnet_jax.analysis import predict
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training import network as trained
+from alexnet_jax.training import origin as trained
+from alexnet_jax.training.predictions import as_json, as_text
 from alexnet_jax.weights.files import write
 from tests.weights.test_weights import changed, network, theirs
 
@@ -51,10 +52,10 @@ def test_each_image_gets_the_mean_of_its_views_by_onnxruntime(
     photographs, exported, placement, views
 ):
     found, path = exported
-    found.config.placement = placement
+    found = dataclasses.replace(found, placement=placement)
     found.config.evaluate.batch_size = 4 * views  # twelve images are three batches
     asked = [photographs[i] for i in (7, 2, 9, 0, 10, 2, 1, 8, 3, 6, 5, 4)][: 11 + (views > 1)]
-    answers = list(predict.predict(found, asked, views))
+    answers = list(found.predictions(asked, views))
     assert [name for name, _ in answers] == asked
     expected = np.stack(
         [theirs(path, cut(np.asarray(Image.open(p)), views)).mean(0) for p in asked]
@@ -65,43 +66,16 @@ def test_each_image_gets_the_mean_of_its_views_by_onnxruntime(
 
 def test_answers_are_written_for_programs_and_for_people():
     found = [(7, "cat", 0.875), (2, "dog", 0.0625)]
-    row = json.loads(predict.as_json(Path("a/b.png"), found))
+    row = json.loads(as_json(Path("a/b.png"), found))
     assert row == {
         "image": "a/b.png",
         "best": [{"class": "cat", "probability": 0.875}, {"class": "dog", "probability": 0.0625}],
     }
-    assert predict.as_text(Path("a/b.png"), found) == "a/b.png\n   87.5 %  cat\n    6.2 %  dog"
-
-
-def test_folders_files_and_patterns_name_images_in_the_order_given(tmp_path):
-    for name in ("x/2.png", "x/deep/er/1.JPEG", "x/1.bmp", "x/notes.txt", "y/b.jpg", "y/a.jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-
-    def found(*arguments):
-        paths = predict.image_paths(str(tmp_path / argument) for argument in arguments)
-        return [str(path.relative_to(tmp_path)) for path in paths]
-
-    assert found("x") == ["x/1.bmp", "x/2.png", "x/deep/er/1.JPEG"]
-    assert found("y/b.jpg", "x/*.png", "y") == ["y/b.jpg", "x/2.png", "y/a.jpg", "y/b.jpg"]
-    assert found("y/*.jpg") == ["y/a.jpg", "y/b.jpg"]
-    assert found("**/*.JPEG") == ["x/deep/er/1.JPEG"]
-    assert found("x/notes.txt") == ["x/notes.txt"]  # whoever names a file means it
-    (tmp_path / "empty").mkdir()
-    for argument, says in (
-        ("empty", "holds no images"),
-        ("none", "no such file"),
-        ("*.gif", "no "),
-    ):
-        with pytest.raises(UsageError, match=f"{argument.lstrip('*')}: {says}"):
-            found("x", argument)
-    with pytest.raises(UsageError, match="no images: name files"):
-        predict.image_paths([])
+    assert as_text(Path("a/b.png"), found) == "a/b.png\n   87.5 %  cat\n    6.2 %  dog"
 
 
 def test_an_image_that_cannot_be_read_is_named(exported, tmp_path):
     (tmp_path / "text.png").write_text("no image")
     found, _ = exported
-    found.config.placement = "vmap"
     with pytest.raises(UsageError, match=r"text\.png"):
-        list(predict.predict(found, [tmp_path / "text.png"]))
+        found.predict([tmp_path / "text.png"])

@@ -1,0 +1,4 @@
+import alexnet_jax
+
+net = alexnet_jax.load("bvlcalexnet.onnx")
+predictions = net.predict(images)

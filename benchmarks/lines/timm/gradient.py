@@ -1,0 +1,6 @@
+import timm
+
+model = timm.create_model("resnet50", num_classes=10).eval()
+images.requires_grad_()
+model(images).gather(1, classes[:, None]).sum().backward()
+gradient = images.grad
