@@ -6,9 +6,12 @@ It is computed from the logs alone, so that anyone can reproduce it.
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -70,7 +73,7 @@ def rows(config: ConfigDict, folder: Path) -> list[Row]:
     values = {
         name: {
             seed: value
-            for seed in config.seeds
+            for seed in seeds_of(config, name)
             if (value := measured(config, folder / name / f"seed-{seed}")) is not None
         }
         for name, _ in config.variants
@@ -81,7 +84,7 @@ def rows(config: ConfigDict, folder: Path) -> list[Row]:
         Row(
             name=name,
             values=own,
-            missing=tuple(seed for seed in config.seeds if seed not in own),
+            missing=tuple(seed for seed in seeds_of(config, name) if seed not in own),
             difference=None
             if name == base
             else paired_difference(own, values[base], ratio=config.measure == "epochs_to_error"),
@@ -89,6 +92,37 @@ def rows(config: ConfigDict, folder: Path) -> list[Row]:
         )
         for name, own in values.items()
     ]
+
+
+def seeds_of(config: ConfigDict, variant: str) -> tuple[int, ...]:
+    """The seeds with which a variant is run."""
+    return (*config.seeds, *dict(config.more_seeds).get(variant, ()))
+
+
+def seeds(config: ConfigDict) -> tuple[int, ...]:
+    """The seeds of any variant, in order."""
+    found = (seed for name, _ in config.variants for seed in seeds_of(config, name))
+    return tuple(dict.fromkeys((*config.seeds, *sorted(found))))
+
+
+def grid_name(variant: str, values: Sequence[Any]) -> str:
+    """The name of a variant with these values of a grid."""
+    return "_".join([variant, *(f"{x:g}" if isinstance(x, float) else str(x) for x in values)])
+
+
+def best_of_grid(config: ConfigDict, table: list[Row]) -> dict[str, tuple[Any, ...]]:
+    """The values of the grid with the lowest mean, for each variant that has a result."""
+    found: dict[str, tuple[float, tuple[Any, ...]]] = {}
+    means = {row.name: row.mean for row in table}
+    for values in itertools.product(*(values for _, values in config.grid)):
+        suffix = grid_name("", values)
+        for name, mean in means.items():
+            if mean is None or not name.endswith(suffix):
+                continue
+            variant = name.removesuffix(suffix)
+            if variant not in found or mean < found[variant][0]:
+                found[variant] = mean, values
+    return {variant: values for variant, (_, values) in found.items()}
 
 
 def paired_difference(
@@ -195,7 +229,9 @@ def header(config: ConfigDict) -> tuple[str, ...]:
 
 def error_of(config: ConfigDict) -> str:
     """The name of the measured error, with its unit."""
-    return {"test": "test error, %", "train": "training error, %"}[config.measure.partition("_")[0]]
+    return {
+        "test": "test error, %", "validation": "validation error, %", "train": "training error, %",
+    }[config.measure.partition("_")[0]]  # fmt: skip
 
 
 def markdown(config: ConfigDict, table: list[Row]) -> str:
@@ -203,9 +239,16 @@ def markdown(config: ConfigDict, table: list[Row]) -> str:
     lines = [f"# {config.title}", "", "| " + " | ".join(header(config)) + " |"]
     lines.append("|" + "|".join(["---"] + ["---:"] * (len(header(config)) - 1)) + "|")
     lines += ["| " + " | ".join(row) + " |" for row in cells(config, table)]
+    if config.grid:
+        chosen = (
+            f"{name} {', '.join(map(str, values))}"
+            for name, values in best_of_grid(config, table).items()
+        )
+        fields = ", ".join(field for field, _ in config.grid)
+        lines += ["", f"Lowest for each variant ({fields}): {'; '.join(chosen)}."]
     lines += [
         "",
-        f"Seeds {', '.join(map(str, config.seeds))}. {NOTE}",
+        f"Seeds {', '.join(map(str, seeds(config)))}. {NOTE}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -214,11 +257,12 @@ def comma_separated(config: ConfigDict, table: list[Row]) -> str:
     """The text of `table.csv`: every value by seed, and the statistics to six digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    seeds = [f"seed_{seed}" for seed in config.seeds]
+    numbers_of = seeds(config)
     kind = "log_ratio" if config.measure == "epochs_to_error" else "difference"
-    writer.writerow(["variant", *seeds, "mean", "deviation", kind, "low", "high", "paper"])
+    names = (f"seed_{seed}" for seed in numbers_of)
+    writer.writerow(["variant", *names, "mean", "deviation", kind, "low", "high", "paper"])
     for row in table:
-        values = [row.values.get(seed) for seed in config.seeds]
+        values = [row.values.get(seed) for seed in numbers_of]
         numbers = [*values, row.mean, row.deviation, *(row.difference or (None,) * 3), row.paper]
         writer.writerow([row.name, *("" if x is None else f"{x:.6g}" for x in numbers)])
     return text.getvalue()

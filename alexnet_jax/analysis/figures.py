@@ -1,5 +1,6 @@
 """Figures drawn with matplotlib; the same logs always give the same bytes."""
 
+import dataclasses
 import io
 import math
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
-from alexnet_jax.analysis.comparison import Row, training_curve
+from alexnet_jax.analysis.comparison import Row, seeds_of, training_curve
 from alexnet_jax.training.drawing import COLOURS, FAINT, INK, STYLE
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean
 
@@ -43,14 +44,16 @@ def study_figure(config: ConfigDict, folder: Path, table: Iterable[Row]) -> Figu
 
 
 def run_curve(events: list[Event], name: str) -> Figure:
-    """`loss` or `top1_error` of one run against epochs.
+    """`loss`, `top1_error` or another metric of one run against epochs.
 
     One curve is the mean of the training steps, the others are evaluations of whole splits.
     """
-    factor, label = (1, "loss") if name == "loss" else (100, "top-1 error, %")
+    factor, label = (100, "top-1 error, %") if name == "top1_error" else (1, name)
     with matplotlib.rc_context(STYLE):
         figure, axis = _panel(5, 3.4)
         for number, (text, curve) in enumerate(_series(events, name).items()):
+            if not curve:
+                continue
             epochs, values = list(curve), [factor * value for value in curve.values()]
             style = "-" if text == TRAINING else "o-"
             axis.plot(
@@ -68,10 +71,12 @@ def _series(events: list[Event], name: str) -> dict[str, dict[float, float]]:
     """A metric by epoch, for the training steps and for the evaluations of each split."""
     found: dict[str, dict[float, float]] = {TRAINING: {}}
     for event in events:
-        if isinstance(event, TrainingMean):
-            found[TRAINING][event.epoch] = getattr(event, name)
-        elif isinstance(event, Evaluation):
-            found.setdefault(f"{event.split} images", {})[event.epoch] = getattr(event, name)
+        if isinstance(event, (TrainingMean, Evaluation)):
+            text = TRAINING if isinstance(event, TrainingMean) else f"{event.split} images"
+            values = dataclasses.asdict(event)
+            values |= values.get("metrics", {})
+            if name in values:
+                found.setdefault(text, {})[event.epoch] = values[name]
     return found
 
 
@@ -193,7 +198,7 @@ def _curves(config: ConfigDict, folder: Path) -> Figure:
     for number, (name, _) in enumerate(config.variants):
         colour = COLOURS[number % len(COLOURS)]
         label: str | None = name
-        for seed in config.seeds:
+        for seed in seeds_of(config, name):
             curve = training_curve(folder / name / f"seed-{seed}")
             if curve:
                 epochs, errors = np.array(curve).T

@@ -6,6 +6,7 @@ workdir, `FOLDER/VARIANT/seed-N`: the same command continues an interrupted stud
 can share one, and the tables are made from the logs alone.
 """
 
+import itertools
 import json
 import re
 import sys
@@ -23,7 +24,7 @@ from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.training.workdir import write_json
 
-MEASURES = ("test_error", "train_error", "epochs_to_error")
+MEASURES = ("test_error", "validation_error", "train_error", "epochs_to_error")
 
 
 def study(
@@ -35,6 +36,8 @@ def study(
     measure: str = "test_error",
     target: float = 0.0,
     paper: dict[str, float] | None = None,
+    more_seeds: dict[str, Sequence[int]] | None = None,
+    grid: dict[str, Sequence[Any]] | None = None,
 ) -> ConfigDict:
     """The configuration of a study.
 
@@ -45,26 +48,52 @@ def study(
         `{"lrn-off": {"model.lrn.enabled": False}}`.
       seeds: every variant is run with every seed; runs of the same seed are compared.
       title: the title of the table and the figure.
-      measure: `test_error` or `train_error`: the final top-1 error over the whole split, in
-        percent; or `epochs_to_error`: the epoch at which the error on the whole training set first
-        falls to `target`.
+      measure: `test_error`, `validation_error` or `train_error`: the final top-1 error over the
+        whole split, in percent; or `epochs_to_error`: the epoch at which the error on the whole
+        training set first falls to `target`.
       target: a fraction, for `epochs_to_error`.
       paper: what the paper reports, by variant: the difference from the base in percentage points,
         or the ratio to the base for `epochs_to_error`.
+      more_seeds: further seeds of some variants, by their names.
+      grid: values of fields, with each combination of which every variant is run, under the name
+        `VARIANT_VALUE`. The values of the base are among them.
     """
     config = ConfigDict()
     config.title, config.measure, config.target = title, measure, target
     config.base = base
     config.seeds = tuple(seeds)
     # Pairs, because the names of a ConfigDict must not contain dots.
-    config.variants = tuple((name, tuple(changes.items())) for name, changes in variants.items())
+    made = _over_grid(base, variants, grid) if grid else variants
+    config.variants = tuple((name, tuple(changes.items())) for name, changes in made.items())
+    config.grid = tuple((field, tuple(values)) for field, values in (grid or {}).items())
     config.paper = tuple((paper or {}).items())
+    config.more_seeds = tuple((name, tuple(more)) for name, more in (more_seeds or {}).items())
     return config.lock()
+
+
+def _over_grid(
+    base: ConfigDict, variants: dict[str, dict[str, Any]], grid: dict[str, Sequence[Any]]
+) -> dict[str, dict[str, Any]]:
+    """Every variant with every combination of the values of a grid."""
+    there, made = dict(leaves(base)), {}
+    for name, changes in variants.items():
+        for values in itertools.product(*grid.values()):
+            every = changes | dict(zip(grid, values, strict=True))
+            # What a variant sets to the value of the base is no change.
+            kept = {field: x for field, x in every.items() if there.get(field, _ABSENT) != x}
+            made[comparison.grid_name(name, values)] = kept
+    return made
+
+
+_ABSENT = object()
 
 
 def from_json(content: dict[str, Any]) -> ConfigDict:
     """The study whose `study.json` has this content."""
     config = ConfigDict(tuples(content))
+    for name in ("more_seeds", "grid"):  # Files of version 0.1 do not have them.
+        if name not in config:
+            config[name] = ()
     completed(config.base)
     config.lock()
     check(config)
@@ -77,7 +106,9 @@ def check(config: ConfigDict) -> None:
     Raises:
       UsageError: the message names the field, and the variant where one is at fault.
     """
-    for name in ("base", "variants", "seeds", "measure", "target", "paper", "title"):
+    for name in (
+        "base", "variants", "seeds", "more_seeds", "grid", "measure", "target", "paper", "title",
+    ):  # fmt: skip
         if name not in config:
             raise UsageError(
                 f"config.{name} is missing: this is not a study; see experiments/studies/"
@@ -95,9 +126,10 @@ def check(config: ConfigDict) -> None:
             )
     if sum(not changes for _, changes in config.variants) != 1:
         raise UsageError("config.variants: exactly one of them must change nothing: the base")
-    for name, _ in config.paper:
-        if name not in names:
-            raise UsageError(f"config.paper: {name!r} is not a variant")
+    for field in ("paper", "more_seeds"):
+        for name, _ in config[field]:
+            if name not in names:
+                raise UsageError(f"config.{field}: {name!r} is not a variant")
     for name, seed in runs(config):
         try:
             validate(run_config(config, name, seed))
@@ -125,7 +157,9 @@ def run_config(config: ConfigDict, variant: str, seed: int) -> ConfigDict:
 
 def runs(config: ConfigDict) -> list[tuple[str, int]]:
     """Every (variant, seed), seed by seed: an interrupted study can compare all variants."""
-    return [(name, seed) for seed in config.seeds for name, _ in config.variants]
+    names = [name for name, _ in config.variants]
+    every = [(name, seed) for seed in comparison.seeds(config) for name in names]
+    return [(name, seed) for name, seed in every if seed in comparison.seeds_of(config, name)]
 
 
 def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> list[str]:
