@@ -4,6 +4,7 @@ Shapes: B images, I inputs, O outputs.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,52 @@ def dense(x_BxI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> 
       kernel: `[I, O]`.
       precision: of float32 products; see `config.model.precision`.
     """
-    return jnp.matmul(x_BxI, kernel, precision=precision)
+    plain = functools.partial(_plain, precision=precision)
+    apart = functools.partial(_apart, precision=precision)
+    return lax.platform_dependent(x_BxI, kernel, cuda=apart, default=plain)
+
+
+def _plain(x, kernel, precision):
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _apart(x, kernel, precision):
+    """`_plain`, under `vmap` one product per tower even if all have the same inputs.
+
+    Of a single product with all kernels, and of that with their gradients, XLA's GPU compiler makes
+    one of matrices that it first copies into another order.
+    """
+    return _repeated(lambda x, kernel: _plain(x, kernel, precision))(x, kernel)
+
+
+def _repeated(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`fn`, which under `vmap` gets a copy of its arguments that are the same for all."""
+    mapped = jax.custom_batching.custom_vmap(fn)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, in_batched: Sequence[bool], *args: jax.Array):
+        args = tuple(
+            x if b else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, b in zip(args, in_batched, strict=True)
+        )
+        return jax.vmap(fn)(*args), True
+
+    return mapped
+
+
+def _apart_fwd(x, kernel, precision):
+    return _apart(x, kernel, precision), (x, kernel)
+
+
+def _apart_bwd(precision, saved, g):
+    x, kernel = saved
+    dx = _repeated(lambda g, kernel: _plain(g, kernel.T, precision))(g, kernel)
+    dkernel = _repeated(lambda x, g: _plain(x.T, g, precision))(x, g)
+    return dx, dkernel
+
+
+_apart.defvjp(_apart_fwd, _apart_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -51,8 +97,8 @@ def _partial_products_bwd(precision, saved, g):
     # JAX would multiply the wide gradient by the narrow arguments, which is a wide product.
     x, kernel = saved
     g = g.astype(x.dtype)
-    (dx,) = jax.linear_transpose(lambda x: dense(x, kernel, precision), x)(g)
-    (dkernel,) = jax.linear_transpose(lambda kernel: dense(x, kernel, precision), kernel)(g)
+    (dx,) = jax.linear_transpose(lambda x: _plain(x, kernel, precision), x)(g)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel, precision), kernel)(g)
     return dx, dkernel
 
 

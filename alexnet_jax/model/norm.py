@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from alexnet_jax.model import lrn_kernel
 from alexnet_jax.model.collectives import TOWER
 from alexnet_jax.model.memory import stored
+from alexnet_jax.model.precision import widened
 
 
 def _window_sum(x: jax.Array, axes: tuple[int, ...], before: int, after: int) -> jax.Array:
@@ -71,6 +73,57 @@ def _respond_bwd(axes, size, k, alpha, beta, saved, g):
 _respond.defvjp(_respond_fwd, _respond_bwd)
 
 
+def _widely(x, axes, size, k, alpha, beta):
+    """`_respond` in at least float32: squares and their sums are too coarse in narrow types."""
+    wide = x.astype(widened(x.dtype))
+    return _respond(wide, axes, size, k, alpha, beta).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _narrowly(x, axes, size, k, alpha, beta):
+    """The values of `_widely`, for devices whose memory is slower than their arithmetic.
+
+    Everything between two passes is stored in the type of x: x, the sum (without k, which would
+    cost it significant bits) and the terms of the gradient's sum.
+    """
+    return _narrowly_fwd(x, axes, size, k, alpha, beta)[0]
+
+
+def _narrowly_fwd(x, axes, size, k, alpha, beta):
+    before = (size - 1) // 2
+    wide = x.astype(widened(x.dtype))
+    total = stored(_window_sum(wide * wide, axes, before, size - 1 - before).astype(x.dtype))
+    power, _ = _powers(_saved(k + alpha * total.astype(wide.dtype), beta), beta)
+    return (wide * power).astype(x.dtype), (x, total)
+
+
+def _narrowly_bwd(axes, size, k, alpha, beta, saved, g):
+    x, total, g = (v.astype(widened(g.dtype)) for v in (*saved, g))
+    before = (size - 1) // 2
+    power, next_power = _powers(_saved(k + alpha * total, beta), beta)
+    terms = stored((g * x * next_power).astype(saved[0].dtype)).astype(x.dtype)
+    inner = _window_sum(terms, axes, size - 1 - before, before)
+    return ((g * power - (2 * alpha * beta) * x * inner).astype(saved[0].dtype),)
+
+
+_narrowly.defvjp(_narrowly_fwd, _narrowly_bwd)
+
+
+def _over_channels(x, size, k, alpha, beta):
+    """LRN within one array, by what each platform does best."""
+    constants = lrn_kernel.Constants(size, k, alpha, beta)
+
+    def plain(x):
+        return _widely(x, (3,), size, k, alpha, beta)
+
+    def kernel(x):
+        return lrn_kernel.respond(x, constants)
+
+    if not lrn_kernel.fits(x, constants):
+        return plain(x)
+    return lax.platform_dependent(x, cuda=kernel, default=plain)
+
+
 def local_response_norm(
     x_BxHxWxC: jax.Array,
     *,
@@ -82,7 +135,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Normalization over `size` neighbouring channels: `x / (k + alpha * sum x^2) ** beta`.
 
-    Section 3.3 of the paper.
+    Section 3.3 of the paper. The result has the type of `x_BxHxWxC`; squares and their sums are at
+    least float32, whatever that is.
 
     Args:
       x_BxHxWxC: feature maps.
@@ -99,11 +153,11 @@ def local_response_norm(
       The shape of `x_BxHxWxC`.
     """
     if not across_towers:
-        return _respond(x_BxHxWxC, (3,), size, k, alpha, beta)
+        return _over_channels(x_BxHxWxC, size, k, alpha, beta)
     channels, halo = x_BxHxWxC.shape[-1], size // 2
     left, right = _neighbours(x_BxHxWxC[..., :halo], x_BxHxWxC[..., channels - halo :])
     whole = jnp.concatenate([left, x_BxHxWxC, right], -1)
-    y: jax.Array = _respond(whole, (3,), size, k, alpha, beta)
+    y: jax.Array = _over_channels(whole, size, k, alpha, beta)
     return y[..., halo : halo + channels]
 
 
@@ -131,6 +185,8 @@ def within_map_norm(
 ) -> jax.Array:
     """Normalization over a `size` x `size` square of one feature map (cuda-convnet's `rnorm`).
 
+    The type is as in `local_response_norm`.
+
     Args:
       x_BxHxWxC: feature maps.
       size: side of a window in pixels.
@@ -141,4 +197,11 @@ def within_map_norm(
     Returns:
       The shape of `x_BxHxWxC`.
     """
-    return _respond(x_BxHxWxC, (1, 2), size, k, alpha, beta)
+
+    def wide(x):
+        return _widely(x, (1, 2), size, k, alpha, beta)
+
+    def narrow(x):
+        return _narrowly(x, (1, 2), size, k, alpha, beta)
+
+    return lax.platform_dependent(x_BxHxWxC, cuda=narrow, default=wide)

@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config.table import Layer, conv_size, read_layers
 from alexnet_jax.model import activation, collectives, conv, dense, dropout, norm, pool
-from alexnet_jax.model.precision import widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +139,11 @@ class Tower(nn.Module):
             return pool.avg_pool(x, self.pool_window, self.pool_stride)
         if op == "dropout":
             return self._dropout(layer, x, dropout_key, index_B)
-        # Squares and their sums in at least float32, whatever the network computes in.
-        wide = x.astype(widened(x.dtype))
         if op == "lrn":
             lrn = self.lrn
-            y = wide if lrn is None else norm.local_response_norm(wide, **dataclasses.asdict(lrn))
-        else:
-            of = self.within_map_norm
-            y = norm.within_map_norm(wide, size=of.size, k=of.k, alpha=of.alpha, beta=of.beta)
-        return y.astype(x.dtype)
+            return x if lrn is None else norm.local_response_norm(x, **dataclasses.asdict(lrn))
+        of = self.within_map_norm
+        return norm.within_map_norm(x, size=of.size, k=of.k, alpha=of.alpha, beta=of.beta)
 
     def _dropout(self, layer, x, dropout_key, index_B):
         keep = 1 - self.dropout_rate

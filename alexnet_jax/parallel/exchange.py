@@ -59,8 +59,8 @@ class Point:
 def points(config: ConfigDict, data_parallel: int) -> list[Point]:
     """Every exchange of a step, from the table of layers.
 
-    Activations and their gradients are exchanged in the network's type; partial sums and what is
-    normalized, in the forward pass, in at least float32. The backward pass ends at the first layer
+    Activations and their gradients are exchanged in the network's type; partial sums, in the
+    forward pass, in at least float32. The backward pass ends at the first layer
     that is trained.
 
     Args:
@@ -83,7 +83,7 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
             found.append(Point(name, parallel.TOWER, how, n, back, wide, narrow))
         if n := row.halo:
             back = n if trained else 0
-            found.append(Point(f"{name} lrn", parallel.TOWER, "permute", n, back, wide, wide))
+            found.append(Point(f"{name} lrn", parallel.TOWER, "permute", n, back, narrow, narrow))
         trained_before = trained
     # Whether the gradients of each parameter, and the loss, are finite on every tower.
     if (count := config.model.towers) > 1:

@@ -15,6 +15,7 @@ from alexnet_jax.model import collectives
 from alexnet_jax.model.tower import Tower
 from alexnet_jax.parallel.exchange import CHECK
 from alexnet_jax.training.evaluate import top_errors
+from alexnet_jax.training.skip import apply_if
 from alexnet_jax.training.state import TrainState
 
 
@@ -92,28 +93,14 @@ def make_train_step(
         gradients = gradients | jax.tree.map(jnp.zeros_like, frozen)
         wrong = not_finite(gradients, sums["loss"])
 
-        def apply(trained: dict, opt_state: Any) -> tuple[dict, Any]:
+        def update(trained: dict, opt_state: Any) -> tuple[dict, Any]:
             updates: Any
             updates, opt_state = tx.update(
                 gradients, opt_state, trained | frozen, rate_scale=state.rate_scale
             )
-            updates = {name: updates[name] for name in trained}
-            # The new velocity is stored before the weights change: otherwise XLA computes it again
-            # for them, from copies of everything that it has overwritten by then.
-            updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
-            new: Any = optax.apply_updates(trained, updates)
-            return new, opt_state
+            return {name: updates[name] for name in trained}, opt_state
 
-        def skip(trained: dict, opt_state: Any) -> tuple[dict, Any]:
-            # The counters of the schedule advance, the velocity does not.
-            def count(x: jax.Array) -> jax.Array:
-                return x + 1 if jnp.issubdtype(x.dtype, jnp.integer) else x
-
-            return trained, jax.tree.map(count, opt_state)
-
-        trained, opt_state = jax.lax.cond(
-            jnp.all(wrong == 0), apply, skip, trained, state.opt_state
-        )
+        trained, opt_state = apply_if(jnp.all(wrong == 0), update, trained, state.opt_state)
         new_state = TrainState(
             state.step + 1, trained | frozen, opt_state, state.rate_scale, state.seed
         )
