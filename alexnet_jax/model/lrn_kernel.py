@@ -14,6 +14,7 @@ Shapes: R pixels of one block, L channels of one block (a power of two).
 
 import dataclasses
 import functools
+import importlib.util
 import math
 from typing import Any
 
@@ -83,12 +84,19 @@ def _blocks(channels: int, size: int) -> _Blocks:
     return _Blocks(max(_BLOCK // lanes, 16), lanes, halo, number)
 
 
+@functools.cache
+def available() -> bool:
+    """Whether this JAX has Pallas's Triton backend, which 0.12 calls deprecated."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+
+
 def fits(x: jax.Array, constants: Constants) -> bool:
-    """Whether the kernels can normalize these maps; otherwise the plain form must."""
+    """Whether the kernels can normalize these maps; otherwise a form in `model.norm` must."""
     narrow = x.dtype in (jnp.float32, jnp.bfloat16, jnp.float16)
     blocks = _blocks(x.shape[-1], constants.size)
     # Indices are int32. With k = 0 a sum over channels that are not there would be 0.
-    return narrow and blocks.number > 0 and constants.k > 0 and x.size < 2**31
+    small = blocks.number > 0 and x.size < 2**31
+    return narrow and small and constants.k > 0 and available()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -8,6 +8,7 @@ Shapes: B images, H x W pixels, C channels of one tower.
 
 import functools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +77,8 @@ _respond.defvjp(_respond_fwd, _respond_bwd)
 def _widely(x, axes, size, k, alpha, beta):
     """`_respond` in at least float32: squares and their sums are too coarse in narrow types."""
     wide = x.astype(widened(x.dtype))
-    return _respond(wide, axes, size, k, alpha, beta).astype(x.dtype)
+    y: jax.Array = _respond(wide, axes, size, k, alpha, beta)
+    return y.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
@@ -92,13 +94,14 @@ def _narrowly(x, axes, size, k, alpha, beta):
 def _narrowly_fwd(x, axes, size, k, alpha, beta):
     before = (size - 1) // 2
     wide = x.astype(widened(x.dtype))
-    total = stored(_window_sum(wide * wide, axes, before, size - 1 - before).astype(x.dtype))
+    total: Any = stored(_window_sum(wide * wide, axes, before, size - 1 - before).astype(x.dtype))
     power, _ = _powers(_saved(k + alpha * total.astype(wide.dtype), beta), beta)
     return (wide * power).astype(x.dtype), (x, total)
 
 
 def _narrowly_bwd(axes, size, k, alpha, beta, saved, g):
-    x, total, g = (v.astype(widened(g.dtype)) for v in (*saved, g))
+    dtype: Any = widened(g.dtype)
+    x, total, g = saved[0].astype(dtype), saved[1].astype(dtype), g.astype(dtype)
     before = (size - 1) // 2
     power, next_power = _powers(_saved(k + alpha * total, beta), beta)
     terms = stored((g * x * next_power).astype(saved[0].dtype)).astype(x.dtype)
@@ -110,18 +113,20 @@ _narrowly.defvjp(_narrowly_fwd, _narrowly_bwd)
 
 
 def _over_channels(x, size, k, alpha, beta):
-    """LRN within one array, by what each platform does best."""
+    """LRN within one array, as each platform does it best."""
     constants = lrn_kernel.Constants(size, k, alpha, beta)
 
-    def plain(x):
+    def wide(x):
         return _widely(x, (3,), size, k, alpha, beta)
+
+    def narrow(x):
+        return _narrowly(x, (3,), size, k, alpha, beta)
 
     def kernel(x):
         return lrn_kernel.respond(x, constants)
 
-    if not lrn_kernel.fits(x, constants):
-        return plain(x)
-    return lax.platform_dependent(x, cuda=kernel, default=plain)
+    on_gpu = kernel if lrn_kernel.fits(x, constants) else narrow
+    return lax.platform_dependent(x, cuda=on_gpu, default=wide)
 
 
 def local_response_norm(
