@@ -4,7 +4,7 @@ Shapes: B images, I inputs, O outputs.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,22 +37,20 @@ def _apart(x, kernel, precision):
     Of a single product with all kernels, and of that with their gradients, XLA's GPU compiler makes
     one of matrices that it first copies into another order.
     """
-    return _repeated(lambda x, kernel: _plain(x, kernel, precision))(x, kernel)
 
+    @jax.custom_batching.custom_vmap
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _plain(x, kernel, precision)
 
-def _repeated(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fn`, which under `vmap` gets a copy of its arguments that are the same for all."""
-    mapped = jax.custom_batching.custom_vmap(fn)
-
-    @mapped.def_vmap
+    @product.def_vmap
     def rule(axis_size: int, in_batched: Sequence[bool], *args: jax.Array):
-        args = tuple(
-            x if b else jnp.broadcast_to(x, (axis_size, *x.shape))
-            for x, b in zip(args, in_batched, strict=True)
-        )
-        return jax.vmap(fn)(*args), True
+        each = [
+            x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, batched in zip(args, in_batched, strict=True)
+        ]
+        return jax.vmap(functools.partial(_plain, precision=precision))(*each), True
 
-    return mapped
+    return product(x, kernel)
 
 
 def _apart_fwd(x, kernel, precision):
@@ -61,9 +59,7 @@ def _apart_fwd(x, kernel, precision):
 
 def _apart_bwd(precision, saved, g):
     x, kernel = saved
-    dx = _repeated(lambda g, kernel: _plain(g, kernel.T, precision))(g, kernel)
-    dkernel = _repeated(lambda x, g: _plain(x.T, g, precision))(x, g)
-    return dx, dkernel
+    return _apart(g, kernel.T, precision), _apart(x.T, g, precision)
 
 
 _apart.defvjp(_apart_fwd, _apart_bwd)

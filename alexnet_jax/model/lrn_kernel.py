@@ -115,14 +115,42 @@ def respond(x: jax.Array, constants: Constants, interpret: bool = False) -> jax.
 
 
 def _respond_fwd(x, constants, interpret):
-    return _call(constants, interpret, x), x
+    return respond(x, constants, interpret), x
 
 
 def _respond_bwd(constants, interpret, x, g):
-    return (_call(constants, interpret, x, g),)
+    return (_gradient(x, g, constants, interpret),)
 
 
 respond.defvjp(_respond_fwd, _respond_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _gradient(x, g, constants, interpret):
+    """The gradient of `x`, given that of the response; differentiated itself as a formula."""
+    return _call(constants, interpret, x, g)
+
+
+def _gradient_fwd(x, g, constants, interpret):
+    return _gradient(x, g, constants, interpret), (x, g)
+
+
+def _gradient_bwd(constants, interpret, saved, h):
+    del interpret
+    channel = jnp.arange(saved[0].shape[-1])
+    distance = channel[:, None] - channel
+    band = (distance >= -constants.before) & (distance <= constants.after)
+
+    def formula(x):
+        wide = x.astype(jnp.float32)
+        total = jnp.matmul(wide * wide, band.astype(jnp.float32), precision="highest")
+        y = wide * (constants.k + constants.alpha * total) ** -constants.beta
+        return y.astype(x.dtype)
+
+    return jax.vjp(lambda x, g: jax.vjp(formula, x)[1](g)[0], *saved)[1](h)
+
+
+_gradient.defvjp(_gradient_fwd, _gradient_bwd)
 
 
 def _call(constants: Constants, interpret: bool, *maps: jax.Array) -> jax.Array:

@@ -71,8 +71,8 @@ def test_under_vmap_the_towers_are_more_pixels():
 
 
 def test_a_sum_is_as_exact_as_float32_where_its_terms_differ_in_size():
-    # Beside 2^12 a square of 1 is lost in bfloat16, and in tensor float too.
-    x = jnp.asarray([64.0, 1.0, 1.0, 1.0, 1.0, 64.0], "float32")[None]
+    # bfloat16 holds 63.1 ** 2 to 8, and loses each 1.7 ** 2 beside it; tensor float to 2.
+    x = jnp.asarray([63.1, 1.7, 1.7, 1.7, 1.7, 63.1], "float32")[None]
     constants = Constants(5, 1.0, 1.0, 0.75)
     y = kernels(x, x, constants)[0]
     np.testing.assert_allclose(y, formula(x, x, constants)[0], rtol=1e-6)

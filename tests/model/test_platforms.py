@@ -11,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from alexnet_jax.config import presets
 from alexnet_jax.model import dense, lrn_kernel, norm
+from alexnet_jax.model.lrn_kernel import Constants
 from alexnet_jax.model.tower import parameter_shapes
 from alexnet_jax.training.state import init_state
 from tests.support import Step, noise_batch, placement_of, random_params
@@ -66,6 +67,40 @@ def test_products_apart_equal_numpys(shared):
     np.testing.assert_allclose(dx, each.sum(0) if shared else each, rtol=1e-12)
 
 
+def second_derivative(fn, x, g):
+    """Of the squared gradient of `sum(g * fn(x))`, in a program and not step by step."""
+
+    def squared(x):
+        return (jax.grad(lambda x: (g * fn(x)).sum())(x) ** 2).sum()
+
+    return jax.jit(jax.grad(squared))(x)
+
+
+def test_gradients_have_gradients_on_every_platform():
+    rng = np.random.default_rng(0)
+    x, g = np.float32(rng.normal(0, 2, (2, 3, 6)))
+    lrn, constants = dict(size=4, k=2.0, alpha=0.1, beta=0.75), Constants(4, 2.0, 0.1, 0.75)
+    i = np.arange(6)
+    band = np.float64((i[:, None] - i >= -1) & (i[:, None] - i <= 2))
+    with jax.enable_x64(True):
+        wide = np.float64(x), np.float64(g)
+        exact = second_derivative(lambda x: x / (2 + 0.1 * (x * x) @ band) ** 0.75, *wide)
+        product = second_derivative(lambda x: (x @ x.T) @ (x @ x.T) @ x, *wide)
+
+    def in_parts(multiply):
+        return lambda x: multiply(multiply(x, multiply(x.T, multiply(x, x.T))), x)
+
+    found = {
+        "norm": second_derivative(lambda x: norm.local_response_norm(x[None, None], **lrn), x, g),
+        "kernel": second_derivative(lambda x: lrn_kernel.respond(x, constants, True), x, g),
+    }
+    for name, value in found.items():
+        np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-5, err_msg=name)
+    for multiply in (dense.dense, dense._apart):
+        value = second_derivative(in_parts(partial(multiply, precision="highest")), x, g)
+        np.testing.assert_allclose(value, product, rtol=1e-4, atol=1e-4 * np.abs(product).max())
+
+
 def test_the_kernels_are_in_programs_for_gpus_only():
     x = jnp.zeros((2, 3, 3, 6), jnp.bfloat16)
 
@@ -86,7 +121,8 @@ def test_without_pallas_triton_gpus_normalize_with_operations_of_xla(dtype, monk
     monkeypatch.setattr(lrn_kernel, "available", lambda: False)
     x = jnp.asarray(np.random.default_rng(0).normal(0, 3, (2, 3, 3, 6)), dtype)
     lrn = partial(norm.local_response_norm, size=5, k=2.0, alpha=0.1, beta=0.75)
-    assert "triton" not in lowered(jax.jit(jax.vjp(lrn, x)[1]), "cuda", x)
+    both = jax.jit(lambda x: jax.vjp(lrn, x)[1](x))
+    assert "triton" not in lowered(both, "cuda", x)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cuda, default: cuda(x))
     tolerance = 1e-6 if dtype == "float32" else 2**-7
     found = lrn(x)
@@ -157,7 +193,10 @@ def test_a_step_with_what_gpus_run_equals_that_of_a_cpu(preset, monkeypatch):
         return branches.get("cuda", default)(*args)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", on_a_gpu)
-    monkeypatch.setattr(lrn_kernel, "respond", partial(lrn_kernel.respond, interpret=True))
+    call = lrn_kernel._call
+    monkeypatch.setattr(
+        lrn_kernel, "_call", lambda constants, _, *maps: call(constants, True, *maps)
+    )
     other = two_steps()
     assert any("cuda" in branches for branches in chosen)
     assert any("cpu" in branches for branches in chosen)
