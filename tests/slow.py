@@ -1,6 +1,7 @@
 """Which tests `make test` and CI leave out."""
 
 SLOW = (
+    "test_device.py::test_every_part_is_on_the_page",
     "test_multihost.py::",
     "test_parallel.py::test_twenty_steps",
     "test_parallel.py::test_a_checkpoint_walks",

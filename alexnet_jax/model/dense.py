@@ -4,12 +4,13 @@ Shapes: B images, I inputs, O outputs.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.model.derivatives import custom_vjp
+from alexnet_jax.model.derivatives import by_platform, custom_vjp
 from alexnet_jax.model.precision import widened
 
 
@@ -21,7 +22,48 @@ def dense(x_BxI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> 
       kernel: `[I, O]`.
       precision: of float32 products; see `config.model.precision`.
     """
-    return jnp.matmul(x_BxI, kernel, precision=precision)
+    plain = functools.partial(_plain, precision=precision)
+    apart = functools.partial(_apart, precision=precision)
+    return by_platform(x_BxI, kernel, cuda=apart, default=plain)
+
+
+def _plain(x, kernel, precision):
+    return jnp.matmul(x, kernel, precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _apart(x, kernel, precision):
+    """`_plain`, under `vmap` one product per tower even if all have the same inputs.
+
+    Of a single product with all kernels, and of that with their gradients, XLA's GPU compiler makes
+    one of matrices that it first copies into another order.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return _plain(x, kernel, precision)
+
+    @product.def_vmap
+    def rule(axis_size: int, in_batched: Sequence[bool], *args: jax.Array):
+        each = [
+            x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, batched in zip(args, in_batched, strict=True)
+        ]
+        return jax.vmap(functools.partial(_plain, precision=precision))(*each), True
+
+    return product(x, kernel)
+
+
+def _apart_fwd(x, kernel, precision):
+    return _apart(x, kernel, precision), (x, kernel)
+
+
+def _apart_bwd(precision, saved, g):
+    x, kernel = saved
+    return _apart(g, kernel.T, precision), _apart(x.T, g, precision)
+
+
+_apart.defvjp(_apart_fwd, _apart_bwd)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(2,))
@@ -52,8 +94,8 @@ def _partial_products_bwd(precision, saved, g):
     # JAX would multiply the wide gradient by the narrow arguments, which is a wide product.
     x, kernel = saved
     g = g.astype(x.dtype)
-    (dx,) = jax.linear_transpose(lambda x: dense(x, kernel, precision), x)(g)
-    (dkernel,) = jax.linear_transpose(lambda kernel: dense(x, kernel, precision), kernel)(g)
+    (dx,) = jax.linear_transpose(lambda x: _plain(x, kernel, precision), x)(g)
+    (dkernel,) = jax.linear_transpose(lambda kernel: _plain(x, kernel, precision), kernel)(g)
     return dx, dkernel
 
 

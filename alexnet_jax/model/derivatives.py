@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax import lax
 
 _plain = contextvars.ContextVar("_plain", default=False)
 
@@ -30,6 +31,16 @@ def plain_derivatives() -> Iterator[None]:
 def are_plain() -> bool:
     """Returns whether `plain_derivatives` is in effect."""
     return _plain.get()
+
+
+def by_platform(*args: Any, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
+    """`jax.lax.platform_dependent`, which inside `plain_derivatives` chooses the default.
+
+    The forms for one platform have derivatives of their own.
+    """
+    if are_plain():
+        return default(*args)
+    return lax.platform_dependent(*args, default=default, **platforms)
 
 
 class custom_vjp:

@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,9 @@ import numpy as np
 from jax import lax
 
 from alexnet_jax.config.fields import Field
+from alexnet_jax.model import lrn_kernel
 from alexnet_jax.model.collectives import TOWER
-from alexnet_jax.model.derivatives import custom_vjp
+from alexnet_jax.model.derivatives import by_platform, custom_vjp
 from alexnet_jax.model.memory import stored
 from alexnet_jax.model.operation import Graph, GraphSite, Operation, Shape, Site, of_maps
 from alexnet_jax.model.precision import widened
@@ -80,6 +81,64 @@ def _respond_bwd(axes, size, k, alpha, beta, saved, g):
 _respond.defvjp(_respond_fwd, _respond_bwd)
 
 
+def _widely(x, axes, size, k, alpha, beta):
+    """`_respond` in at least float32: squares and their sums are too coarse in narrow types."""
+    wide = x.astype(widened(x.dtype))
+    y: jax.Array = _respond(wide, axes, size, k, alpha, beta)
+    return y.astype(x.dtype)
+
+
+@functools.partial(custom_vjp, nondiff_argnums=(1, 2, 3, 4, 5))
+def _narrowly(x, axes, size, k, alpha, beta):
+    """The values of `_widely`, for devices whose memory is slower than their arithmetic.
+
+    Everything between two passes is stored in the type of x: x, the sum (without k, which would
+    cost it significant bits) and the terms of the gradient's sum.
+    """
+    return _narrowly_fwd(x, axes, size, k, alpha, beta)[0]
+
+
+def _narrowly_fwd(x, axes, size, k, alpha, beta):
+    before = (size - 1) // 2
+    wide = x.astype(widened(x.dtype))
+    total: Any = stored(_window_sum(wide * wide, axes, before, size - 1 - before).astype(x.dtype))
+    power, _ = _powers(_saved(k + alpha * total.astype(wide.dtype), beta), beta)
+    return (wide * power).astype(x.dtype), (x, total)
+
+
+def _narrowly_bwd(axes, size, k, alpha, beta, saved, g):
+    dtype: Any = widened(g.dtype)
+    x, total, g = saved[0].astype(dtype), saved[1].astype(dtype), g.astype(dtype)
+    before = (size - 1) // 2
+    power, next_power = _powers(_saved(k + alpha * total, beta), beta)
+    terms = stored((g * x * next_power).astype(saved[0].dtype)).astype(x.dtype)
+    inner = _window_sum(terms, axes, size - 1 - before, before)
+    return ((g * power - (2 * alpha * beta) * x * inner).astype(saved[0].dtype),)
+
+
+_narrowly.defvjp(_narrowly_fwd, _narrowly_bwd)
+
+
+def _over_channels(x, size, k, alpha, beta):
+    """LRN within one array, as each platform does it best."""
+    constants = lrn_kernel.Constants(size, k, alpha, beta)
+
+    def wide(x):
+        return _widely(x, (3,), size, k, alpha, beta)
+
+    def narrow(x):
+        return _narrowly(x, (3,), size, k, alpha, beta)
+
+    def kernel(x):
+        return lrn_kernel.respond(x, constants)
+
+    # In float32 the kernel needs three products per sum, which with more channels take longer than
+    # the passes through memory that they save; see benchmarks/results/device-h200.md.
+    pays = x.dtype.itemsize < 4 or x.shape[-1] <= 64
+    on_gpu = kernel if pays and lrn_kernel.fits(x, constants) else narrow
+    return by_platform(x, cuda=on_gpu, default=wide)
+
+
 def local_response_norm(
     x_BxHxWxC: jax.Array,
     *,
@@ -91,7 +150,8 @@ def local_response_norm(
 ) -> jax.Array:
     """Normalization over `size` neighbouring channels: `x / (k + alpha * sum x^2) ** beta`.
 
-    Section 3.3 of the paper.
+    Section 3.3 of the paper. The result has the type of `x_BxHxWxC`; squares and their sums are at
+    least float32, whatever that is.
 
     Args:
       x_BxHxWxC: feature maps.
@@ -108,11 +168,11 @@ def local_response_norm(
       The shape of `x_BxHxWxC`.
     """
     if not across_towers:
-        return _respond(x_BxHxWxC, (3,), size, k, alpha, beta)
+        return _over_channels(x_BxHxWxC, size, k, alpha, beta)
     channels, halo = x_BxHxWxC.shape[-1], size // 2
     left, right = _neighbours(x_BxHxWxC[..., :halo], x_BxHxWxC[..., channels - halo :])
     whole = jnp.concatenate([left, x_BxHxWxC, right], -1)
-    y: jax.Array = _respond(whole, (3,), size, k, alpha, beta)
+    y: jax.Array = _over_channels(whole, size, k, alpha, beta)
     return y[..., halo : halo + channels]
 
 
@@ -140,6 +200,8 @@ def within_map_norm(
 ) -> jax.Array:
     """Normalization over a `size` x `size` square of one feature map (cuda-convnet's `rnorm`).
 
+    The type is as in `local_response_norm`.
+
     Args:
       x_BxHxWxC: feature maps.
       size: side of a window in pixels.
@@ -150,7 +212,14 @@ def within_map_norm(
     Returns:
       The shape of `x_BxHxWxC`.
     """
-    return _respond(x_BxHxWxC, (1, 2), size, k, alpha, beta)
+
+    def wide(x):
+        return _widely(x, (1, 2), size, k, alpha, beta)
+
+    def narrow(x):
+        return _narrowly(x, (1, 2), size, k, alpha, beta)
+
+    return by_platform(x_BxHxWxC, cuda=narrow, default=wide)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +266,7 @@ class LocalResponseNorm(Operation):
         if not self.enabled:
             return x
         return local_response_norm(
-            # Squares and their sums in at least float32, whatever the network computes in.
-            x.astype(widened(x.dtype)),
+            x,
             size=self.size,
             k=self.k,
             alpha=self.alpha / self.size if self.alpha_divided_by_size else self.alpha,
@@ -249,7 +317,7 @@ class WithinMapNorm(Operation):
         """Normalizes over a square of each map."""
         del at
         return within_map_norm(
-            x.astype(widened(x.dtype)),
+            x,
             size=self.size,
             k=self.k,
             alpha=self.alpha / self.size**2 if self.alpha_divided_by_size else self.alpha,

@@ -59,10 +59,10 @@ class Point:
 def points(config: ConfigDict, data_parallel: int) -> list[Point]:
     """Every exchange of a step, from the table of layers.
 
-    Activations and their gradients are exchanged in the network's type; partial sums and what is
-    normalized, in the forward pass, in at least float32. The backward pass ends at the first layer
-    that is trained. An operation with running statistics is taken to sum as many numbers over the
-    parts of the batch as it keeps.
+    Activations and their gradients are exchanged in the network's type; partial sums, in the
+    forward pass, in at least float32. The backward pass ends at the first layer that is trained. An
+    operation with running statistics is taken to sum as many numbers over the parts of the batch as
+    it keeps.
 
     Args:
       config: the run.
@@ -84,7 +84,7 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
             found.append(Point(name, parallel.TOWER, how, n, back, wide, narrow))
         for op, n in row.halos:
             back = n if trained else 0
-            found.append(Point(f"{name} {op}", parallel.TOWER, "permute", n, back, wide, wide))
+            found.append(Point(f"{name} {op}", parallel.TOWER, "permute", n, back, narrow, narrow))
         gradients += 2
         for op, operation in zip(row.layer.then, row.layer.operations, strict=True):
             gradients += len(operation.parameters())

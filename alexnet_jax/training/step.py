@@ -16,7 +16,7 @@ from alexnet_jax.model import collectives
 from alexnet_jax.model.tower import Tower
 from alexnet_jax.parallel.exchange import CHECK
 from alexnet_jax.training.metrics import top_errors
-from alexnet_jax.training.optimizers import groups
+from alexnet_jax.training.skip import apply_if
 from alexnet_jax.training.state import TrainState
 
 
@@ -105,29 +105,22 @@ def make_train_step(
         gradients = gradients | jax.tree.map(jnp.zeros_like, frozen)
         wrong = not_finite(gradients, sums["loss"])
 
-        def apply(trained: dict, opt_state: Any) -> tuple[dict, Any, dict]:
+        def update(trained: dict, opt_state: Any) -> tuple[dict, Any]:
             updates: Any
             updates, opt_state = tx.update(
                 gradients, opt_state, trained | frozen, rate_scale=state.rate_scale
             )
-            updates = {name: updates[name] for name in trained}
-            # The new velocity is stored before the weights change: otherwise XLA computes it again
-            # for them, from copies of everything that it has overwritten by then.
-            updates, opt_state = jax.lax.optimization_barrier((updates, opt_state))
-            new: Any = optax.apply_updates(trained, updates)
-            return new, opt_state, statistics
+            return {name: updates[name] for name in trained}, opt_state
 
-        def skip(trained: dict, opt_state: Any) -> tuple[dict, Any, dict]:
-            return trained, groups.skip(opt_state), state.batch_stats
-
-        trained, opt_state, batch_stats = jax.lax.cond(
-            jnp.all(wrong == 0), apply, skip, trained, state.opt_state
-        )
+        ok = jnp.all(wrong == 0)
+        trained, opt_state = apply_if(ok, update, trained, state.opt_state)
         new_state = dataclasses.replace(
             state,
             step=state.step + 1,
             params=trained | frozen,
-            batch_stats=batch_stats,
+            batch_stats=jax.tree.map(
+                lambda new, old: jnp.where(ok, new, old), statistics, state.batch_stats
+            ),
             opt_state=opt_state,
         )
         means = jax.tree.map(lambda x: x / config.batch_size, sums)
