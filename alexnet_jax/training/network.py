@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
+from alexnet_jax.config import table
 from alexnet_jax.data import image_files, pipeline
 from alexnet_jax.data.inputs import Inputs
 from alexnet_jax.errors import UsageError
@@ -328,7 +329,7 @@ class Network:
     def __repr__(self) -> str:
         """Returns towers, parameters, crop and classes."""
         model, towers = self.config.model, self.config.model.towers
-        count = sum(np.size(x) for x in jax.tree.leaves(self.params))
+        count = sum(row.parameters for row in table.count(model, self.inputs.crop_size))
         return (
             f"Network({towers} tower{'s' if towers > 1 else ''}, {count:,} parameters, "
             f"{self.inputs.crop_size} pixel crops, {model.num_classes} classes)"

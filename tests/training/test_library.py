@@ -477,3 +477,9 @@ def test_nothing_alarming_is_printed_wherever_it_runs(when, tmp_path_factory):
     # Progress is all there is on the terminal.
     starts = ("step ", "vmap, 1 cpu device; ")
     assert [line for line in done.stderr.splitlines() if not line.startswith(starts)] == []
+
+
+def test_a_network_counts_the_bias_that_towers_share_once():
+    # 60,965,224 with 1,000 classes (docs/network.md): 4,097 fewer for each class that is not there.
+    net = alexnet_jax.create(towers=2, num_classes=10)
+    assert "56,909,194 parameters" in repr(net) and 60_965_224 - 990 * 4097 == 56_909_194
