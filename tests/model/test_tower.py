@@ -7,7 +7,9 @@ import pytest
 from alexnet_jax.config import presets, table
 from alexnet_jax.model import collectives, conv
 from alexnet_jax.model.activation import Activate
+from alexnet_jax.model.operation import Operation
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
+from alexnet_jax.registry import OPERATIONS
 from tests import numpy_reference
 from tests.support import tiny_config
 
@@ -53,8 +55,18 @@ def test_a_norm_in_a_bfloat16_network_is_that_of_float32_rounded_once(op):
     assert logits.dtype == np.float32
 
 
-def test_layers_compute_in_the_networks_type_and_logits_are_float32():
-    config = small(("conv1", "fc6", "fc8"), **{"model.compute_dtype": "bfloat16"})
+class Widened(Operation):
+    """Returns float32, whatever the type of the network."""
+
+    def __call__(self, x, at):
+        return x.astype(np.float32)
+
+
+def test_layers_compute_in_the_networks_type_and_logits_are_float32(monkeypatch):
+    monkeypatch.setitem(OPERATIONS, "widened", Widened)
+    config = small(("conv1", "fc6", "fc8"), **{
+        "model.compute_dtype": "bfloat16", "model.layers.conv1.then": ("activation", "widened"),
+    })  # fmt: skip
     net = build_tower(config.model)
 
     def run(params):
