@@ -9,7 +9,7 @@ Both are the `source` preset, with its schedule fitted to 9,445 training photogr
     paper    the same with the `paper` preset
     half     half its kernels and 112 pixel crops of 128 pixel images, 30 epochs: the base of
              studies/imagenette.py
-    quarter  the same with a quarter of the kernels: 15 MB of weights
+    quarter  the same with a quarter of the kernels: 1.8 million parameters
 
 `--config.data.validation_fraction=0.1 --config.evaluate.splits="('train','validation')"` holds a
 tenth of the training photographs out, to choose settings by. The data set is `imagenette_224`:

@@ -239,11 +239,8 @@ def markdown(config: ConfigDict, table: list[Row]) -> str:
     lines = [f"# {config.title}", "", "| " + " | ".join(header(config)) + " |"]
     lines.append("|" + "|".join(["---"] + ["---:"] * (len(header(config)) - 1)) + "|")
     lines += ["| " + " | ".join(row) + " |" for row in cells(config, table)]
-    if config.grid:
-        chosen = (
-            f"{name} {', '.join(map(str, values))}"
-            for name, values in best_of_grid(config, table).items()
-        )
+    if best := best_of_grid(config, table) if config.grid else {}:
+        chosen = (f"{name} {', '.join(map(str, values))}" for name, values in best.items())
         fields = ", ".join(field for field, _ in config.grid)
         lines += ["", f"Lowest for each variant ({fields}): {'; '.join(chosen)}."]
     lines += [
@@ -257,12 +254,12 @@ def comma_separated(config: ConfigDict, table: list[Row]) -> str:
     """The text of `table.csv`: every value by seed, and the statistics to six digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    numbers_of = seeds(config)
+    every_seed = seeds(config)
     kind = "log_ratio" if config.measure == "epochs_to_error" else "difference"
-    names = (f"seed_{seed}" for seed in numbers_of)
+    names = (f"seed_{seed}" for seed in every_seed)
     writer.writerow(["variant", *names, "mean", "deviation", kind, "low", "high", "paper"])
     for row in table:
-        values = [row.values.get(seed) for seed in numbers_of]
+        values = [row.values.get(seed) for seed in every_seed]
         numbers = [*values, row.mean, row.deviation, *(row.difference or (None,) * 3), row.paper]
         writer.writerow([row.name, *("" if x is None else f"{x:.6g}" for x in numbers)])
     return text.getvalue()

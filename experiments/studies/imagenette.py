@@ -27,8 +27,8 @@ IMAGENETTE = runpy.run_path(str(Path(__file__).parents[1] / "imagenette.py"))
 GRID = (0.0025, 0.005, 0.01, 0.02)
 RATE = "optimizer.learning_rate"
 BEST: dict[str, float] = {}
-"""The best rate of each variant in `GRID`, where it is not the base's; see
-results/imagenette/rates."""
+"""The best rate of each variant in `GRID`, as the table of `rates` says. Empty until the search has
+been run: every variant has the rate of the base."""
 
 # As in layers-145-half.cfg, which keeps the last convolution and the dense layers.
 HALVED = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192}
