@@ -1,8 +1,7 @@
-"""From encoded bytes to squares of uint8, by TensorFlow's decoders."""
+"""From encoded bytes to squares of uint8."""
 
 import functools
 import os
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,11 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.config.fields import FIELDS
+from alexnet_jax.data.formats import Unreadable, by_pillow, tensorflow_reads
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
-
-FORMATS = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"GIF8")
-"""First bytes of the formats that are decoded. TensorFlow knows others, whose headers `pixels` does
-not read."""
 
 
 class UnreadableImage(Exception):
@@ -34,8 +30,8 @@ class UnreadableImage(Exception):
 def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
     """Returns a function that decodes and resizes n images in parallel.
 
-    It returns uint8 `[n, S, S, 3]` with `S = image_size`, or raises `UnreadableImage` for the first
-    image that has none of `FORMATS`, more than `max_pixels` pixels, or damage.
+    It returns uint8 `[n, S, S, 3]` with `S = image_size`, or raises `UnreadableImage` for an image
+    that is in none of the formats of `data.formats`, is too large (`resizer`) or is damaged.
 
     Args:
       config: `config.data`.
@@ -44,24 +40,33 @@ def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
       UsageError: there is no such `resize` or `shrink`.
     """
     tf = import_tensorflow()
-    one, many, _ = _compiled(config.resize, config.shrink, config.image_size)
-    max_pixels = config.max_pixels
+    size, allow, square = config.image_size, functools.partial(_allow, config), resizer(config)
+    one, many, _ = _compiled(config.resize, config.shrink, size)
 
     def squares(encoded: Sequence[bytes]) -> np.ndarray:
+        result, places = np.empty((len(encoded), size, size, 3), np.uint8), []
         for position, image in enumerate(encoded):
-            if reason := _refusal(image, max_pixels):
-                raise UnreadableImage(position, reason)
+            try:
+                if tensorflow_reads(image, allow):
+                    places.append(position)
+                else:
+                    # One at a time: many large images would not fit into memory.
+                    result[position] = square(by_pillow(image, allow))
+            except Unreadable as error:
+                raise UnreadableImage(position, str(error)) from None
         try:
-            return np.asarray(many(tf.constant(encoded, tf.string)))
+            if places:
+                result[places] = many(tf.constant([encoded[i] for i in places], tf.string))
         except tf.errors.OpError:
             # The error does not say which image caused it.
-            for position, image in enumerate(encoded):
+            for position in places:
                 try:
-                    one(tf.constant(image))
+                    one(tf.constant(encoded[position]))
                 except tf.errors.OpError as error:
                     reason = error.message.split("}}")[-1].split(" [Op:")[0].strip()
                     raise UnreadableImage(position, f"not a readable image ({reason})") from None
             raise
+        return result
 
     return squares
 
@@ -69,7 +74,9 @@ def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
 def resizer(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from one decoded image, uint8 `[h, w, 3]`, to its square `[S, S, 3]`.
 
-    It is the square that `decoder` makes of a file with these pixels.
+    It is the square that `decoder` makes of a file with these pixels. The function raises
+    `Unreadable` if the image has more than `max_pixels`, or would have them once its short side is
+    scaled to S.
 
     Args:
       config: `config.data`.
@@ -81,9 +88,26 @@ def resizer(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     *_, resized = _compiled(config.resize, config.shrink, size)
 
     def square(image: np.ndarray) -> np.ndarray:
-        return image if image.shape[:2] == (size, size) else np.asarray(resized(image))
+        if image.shape[:2] == (size, size):
+            return image
+        _allow(config, image.shape[1], image.shape[0])
+        return np.asarray(resized(image))
 
     return square
+
+
+def _allow(config: ConfigDict, width: int, height: int) -> None:
+    """Raises `Unreadable` if an image of this size does not fit into memory, or its enlargement."""
+    size, (short, long) = config.image_size, sorted((width, height))
+    limit = f"more than config.data.max_pixels = {config.max_pixels}"
+    if (count := width * height) > config.max_pixels:
+        raise Unreadable(f"{width} x {height} are {count} pixels, {limit}")
+    if config.resize == "short_side" and 0 < short < size:
+        scaled = long * size // short
+        if (count := scaled * size) > config.max_pixels:
+            raise Unreadable(
+                f"{width} x {height} would be scaled to {size} x {scaled}, {count} pixels, {limit}"
+            )
 
 
 @functools.cache
@@ -116,95 +140,17 @@ def _compiled(resize: str, shrink: str, size: int) -> tuple[Callable, Callable, 
 
 
 def decode(encoded: Any) -> Any:
-    """JPEG, PNG, BMP or GIF bytes (a scalar string tensor) to uint8 `[h, w, 3]`.
+    """JPEG or PNG bytes (a scalar string tensor) to uint8 `[h, w, 3]`.
 
     The bytes tell the format, so ImageNet's PNG file named .JPEG is decoded. TensorFlow converts
     CMYK and YCCK JPEGs to RGB (without a colour profile), grey becomes three equal channels, alpha
-    is dropped, and 16 bits become 8. A file that ends early is an error; the operations that crop
-    while decoding would accept it silently.
+    is dropped, and 16 bits become the upper 8. A file that ends early is an error; the operations
+    that crop while decoding would accept it silently.
     """
     tf = import_tensorflow()
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     image.set_shape([None, None, 3])
     return image
-
-
-def _refusal(encoded: bytes, max_pixels: int) -> str:
-    """Why an image is not even decoded; empty if nothing speaks against it."""
-    if not encoded.startswith(FORMATS):
-        return "not a JPEG, PNG, BMP or GIF"
-    if (count := pixels(encoded)) > max_pixels:
-        return f"its header says {count} pixels, more than config.data.max_pixels = {max_pixels}"
-    return ""
-
-
-_JPEG_SIZES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
-"""Markers of the segments that hold an image's height and width; ITU-T T.81, table B.1."""
-
-
-def pixels(encoded: bytes) -> int:
-    """Height x width according to the header of a JPEG, PNG, BMP or GIF; 0 if it has none.
-
-    Decoders allocate what a header asks for, and a file of a hundred bytes can ask for gigabytes.
-    If a header gives several sizes, the largest counts; the frames of a GIF count together, because
-    its decoder keeps them all.
-
-    Not by Pillow, which reports the last of several sizes of a JPEG, cannot open some files that
-    TensorFlow decodes, and limits the size of GIFs by a variable of the whole process.
-    """
-    if encoded.startswith(b"\xff\xd8"):
-        return _jpeg_pixels(encoded)
-    for magic, layout, offset in (
-        (b"\x89PNG", ">II", 16),
-        (b"GIF8", "<HH", 6),
-        (b"BM", "<ii", 18),
-    ):
-        if encoded.startswith(magic) and len(encoded) >= offset + struct.calcsize(layout):
-            width, height = struct.unpack_from(layout, encoded, offset)
-            # The height of a BMP is negative if its rows are stored from the top.
-            frames = _gif_frames(encoded) if magic == b"GIF8" else 0
-            return max(abs(width * height), frames)
-    return 0
-
-
-def _jpeg_pixels(encoded: bytes) -> int:
-    found, place = 0, 2
-    while (place := encoded.find(b"\xff", place)) >= 0 and place + 9 <= len(encoded):
-        marker = encoded[place + 1]
-        if marker == 0xDA:  # start of scan: only compressed data follows
-            break
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:  # segments without a length
-            place += 1 if marker == 0xFF else 2
-            continue
-        length, _, height, width = struct.unpack_from(">HBHH", encoded, place + 2)
-        if marker in _JPEG_SIZES:
-            found = max(found, height * width)
-        place += 2 + length
-    return found
-
-
-def _gif_frames(encoded: bytes) -> int:
-    """Pixels of all frames of a GIF; GIF89a specification, sections 18 to 26."""
-
-    def palette(flags: int) -> int:
-        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
-
-    if len(encoded) < 13:
-        return 0
-    found, place = 0, 13 + palette(encoded[10])
-    while place + 10 < len(encoded):
-        if encoded[place] == 0x2C:  # image descriptor
-            width, height, flags = struct.unpack_from("<HHB", encoded, place + 5)
-            found += width * height
-            place += 11 + palette(flags)
-        elif encoded[place] == 0x21:  # extension
-            place += 2
-        else:
-            break
-        while place < len(encoded) and encoded[place]:  # blocks of data, each after its length
-            place += 1 + encoded[place]
-        place += 1
-    return found
 
 
 def to_square(resize: str, shrink: str, size: int) -> Callable[[Any], Any]:

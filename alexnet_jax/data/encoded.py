@@ -15,7 +15,7 @@ class Encoded(abc.ABC):
 
     @abc.abstractmethod
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
-        """Reads images `[n]`, encoded as JPEG, PNG, BMP or GIF, and their labels, int32 `[n]`.
+        """Reads images `[n]`, encoded as in `data.formats`, and their labels, integers `[n]`.
 
         Args:
           indices: integers `[n]` in `0..num_examples-1`, in any order.

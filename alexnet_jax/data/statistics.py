@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.data import decode, pipeline
+from alexnet_jax.data import decode, formats, pipeline
 from alexnet_jax.data.protocol import Source
 from alexnet_jax.errors import UsageError
 
@@ -118,7 +118,8 @@ def key(source: Source, config: ConfigDict) -> str | None:
         images.update(f"{source.describe(index)}\n".encode())
     files = [(str(Path(name).resolve()), *_stamp(name)) for name in source.files]
     rule = [config.image_size, config.resize, config.shrink]
-    code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in (decode.__file__, __file__)]
+    files = (decode.__file__, formats.__file__, __file__)
+    code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in files]
     about = [source.name, source.split, images.hexdigest(), rule, code, files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 

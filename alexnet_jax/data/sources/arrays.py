@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data.decode import UnreadableImage, decoder, resizer
+from alexnet_jax.data.formats import Unreadable
 from alexnet_jax.data.protocol import Kind, Reader, Source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.registry import SOURCES
@@ -28,8 +29,8 @@ def as_source(
     """Images and their labels as a source.
 
     An image is an array of grey levels 0 to 255, uint8 or whole numbers of another type, `[H, W,
-    3]` in the order R, G, B, `[H, W, 1]` or `[H, W]`; an image of Pillow; or the bytes of a JPEG,
-    PNG, BMP or GIF file. Images of any size become squares by the rule of all sources
+    3]` in the order R, G, B, `[H, W, 1]` or `[H, W]`; an image of Pillow; or the bytes of a file
+    (`data.formats`). Images of any size become squares by the rule of all sources
     (`data.resize`, `data.shrink`); those that are squares of `data.image_size` stay as they are.
 
     Args:
@@ -102,11 +103,15 @@ class Items:
             labels = np.empty(len(indices), np.int32)
             files: dict[int, bytes] = {}
             for place, index in enumerate(map(int, indices)):
+                where = self.describe(index)
                 image, labels[place] = self._item(index)
                 if isinstance(image, bytes):
                     files[place] = image
-                else:
-                    squares[place] = resize(_pixels(image, self.describe(index)))
+                    continue
+                try:
+                    squares[place] = resize(_pixels(image, where))
+                except Unreadable as error:
+                    raise UsageError(f"{where}: {error}") from None
             try:
                 if files:
                     squares[list(files)] = decode(list(files.values()))
