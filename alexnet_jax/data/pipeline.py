@@ -174,6 +174,36 @@ def eval_batches(
     return _stream(source, config, plan, numbers, dict, unreadable)
 
 
+def checked(source: Source, read: Reader) -> Reader:
+    """A reader of a source that refuses what no network can learn; all batches come through it.
+
+    Raises, whenever it reads:
+      UsageError: an image is not such a square, or a label is not one of the classes.
+    """
+    classes, where = len(source.class_names), f"{source.name}, {source.split}"
+
+    def reader(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = map(np.asarray, read(indices))
+        count = len(indices)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[::3] != (count, 3):
+            found = f"{images.dtype} {list(images.shape)}"
+            raise UsageError(f"{where}: images are {found}: give uint8 [{count}, S, S, 3]")
+        if labels.dtype.kind not in "iu" or labels.shape != (count,):
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise UsageError(f"{where}: labels are {found}: give whole numbers [{count}]")
+        for index, label in zip(indices, labels.tolist(), strict=True):
+            if label < 0 or (classes and label >= classes):
+                allowed = f"0 to {classes - 1}" if classes else "0 or more"
+                hint = " (-1 often stands for a hidden label)" if label == -1 else ""
+                raise UsageError(
+                    f"{source.describe(int(index))} has the label {label}: labels are {allowed}; "
+                    f"use images whose classes are known{hint}"
+                )
+        return images, labels.astype(np.int32, copy=False)
+
+    return reader
+
+
 def _readable(order: np.ndarray, positions: np.ndarray, unreadable: Unreadable) -> np.ndarray:
     """The examples at `positions` of `order`, or the next readable one for each unreadable one."""
     index = order[positions]
@@ -206,11 +236,12 @@ def _stream(
     """
     # Now, so that values that do not fit are an error before anything is iterated.
     read = source.squares(config)
+    read_checked = checked(source, read)
     plan(numbers.start)
 
     def make(number: int) -> Batch:
         columns = plan(number)
-        image, label = read(columns["index"])
+        image, label = read_checked(columns["index"])
         return finish(image=image, label=label, **columns)
 
     def note_unreadable(number: int) -> bool:

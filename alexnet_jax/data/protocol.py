@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 Reader = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""From indices `[n]` to squares, uint8 `[n, S, S, 3]`, and their labels, int32 `[n]`."""
+"""From indices `[n]` to squares, uint8 `[n, S, S, 3]`, and their labels, integers `[n]`."""
 
 
 class Source(Protocol):

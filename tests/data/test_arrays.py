@@ -77,7 +77,7 @@ def test_the_squares_are_those_of_files_with_the_same_pixels(files, form, resize
     config = data(resize=resize, shrink=shrink)
     source = as_source(FORMS[form](images, LABELS), "train", 3)
     found, labels = squares(source, config)
-    assert found.dtype == np.uint8 and labels.dtype == np.int32
+    assert found.dtype == np.uint8 and labels.dtype.kind == "i"
     np.testing.assert_array_equal(found, squares(folder, config)[0])
     np.testing.assert_array_equal(labels, LABELS)
     if images.shape[1:3] == (32, 32):
@@ -144,11 +144,13 @@ def test_labels_that_are_no_classes_are_refused_before_the_run(labels, says):
 
 
 @pytest.mark.parametrize(
-    "label,says", [(3, "label 3: give 0 to 2"), (-1, "label -1"), ("a", "str")]
+    "label,says",
+    [(3, "label 3: labels are 0 to 2"), (-1, "label -1"), (2**40, "label 1099"), ("a", "str")],
 )
 def test_a_label_of_a_sequence_is_refused_when_it_is_read(label, says):
     pairs = [*zip(noise(32, 32), [0, 1, 2, 1], strict=False), (noise(32, 32)[4], label)]
-    read = as_source(pairs, "train", 3).squares(data())
+    source = as_source(pairs, "train", 3)
+    read = pipeline.checked(source, source.squares(data()))
     read(np.arange(4))
     with pytest.raises(UsageError, match=f"^given, train, image 4 .*{says}"):
         read(np.array([4]))

@@ -84,7 +84,7 @@ def assert_keeps_the_protocol(source):
     read, last = source.squares(data()), source.num_examples - 1
     images, labels = read(np.array([last, 0, 1, 0]))
     assert images.dtype == np.uint8 and images.shape == (4, 32, 32, 3)
-    assert labels.dtype == np.int32 and labels.shape == (4,)
+    assert labels.dtype.kind == "i" and labels.shape == (4,)
     assert labels.min() >= 0 and labels.max() < len(source.class_names)
     np.testing.assert_array_equal(images[1], images[3])
     for place, index in enumerate((last, 0)):
@@ -225,6 +225,60 @@ def test_batches_that_are_dropped_end_their_threads_and_let_go_of_the_source(tak
     assert len(list(threads.iterdir())) <= before
     gc.collect()
     assert source() is None
+
+
+class Labelled(Arrays):
+    """A guest's source that hands out what it is given."""
+
+    def __init__(self, labels, images=None):
+        super().__init__(count=len(labels))
+        self.labels = np.asarray(labels)
+        self.images = self.images if images is None else images
+
+
+def one_item_wrong(label):
+    pairs = [(image, 1) for image in Arrays(count=6).images]
+    pairs[4] = (pairs[4][0], label)
+    return as_source(pairs, "train", 2)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 255, -(2**31), 2**31, 2**63 - 1])
+@pytest.mark.parametrize("batches", ["train", "eval"])
+@pytest.mark.parametrize("make", [one_item_wrong, lambda label: Labelled([0, 1, 0, 1, label, 1])])
+def test_a_label_that_is_no_class_is_refused_wherever_it_comes_from(label, batches, make):
+    """And is not counted among the images that cannot be read."""
+    source, config = make(label), data(max_unreadable=5)
+    read = {
+        "train": lambda: pipeline.train_batches(source, config, seed=0, batch_size=3),
+        "eval": lambda: pipeline.eval_batches(source, config, batch_size=3),
+    }[batches]
+    says = f"^{source.describe(4)} has the label {label}: labels are 0 to 1"
+    with pytest.raises(UsageError, match=says) as error:
+        for _ in zip(range(4), read(), strict=False):
+            pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.zeros(6), r"labels are float64 \[6\]"),
+        (np.zeros((6, 1), int), r"labels are int64 \[6, 1\]"),
+        (["0"] * 6, "labels are <U1"),
+        (np.zeros(6, bool), "labels are bool"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(labels, says):
+    with pytest.raises(UsageError, match=says):
+        next(pipeline.eval_batches(Labelled(labels), data(), batch_size=6))
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((6, 32, 32, 3), np.float32), np.zeros((6, 32, 32, 1), np.uint8)]
+)
+def test_images_that_are_no_squares_of_grey_levels_are_refused(images):
+    with pytest.raises(UsageError, match=r"images are .*: give uint8 \[6, S, S, 3\]"):
+        next(pipeline.eval_batches(Labelled([0] * 6, images), data(), batch_size=6))
 
 
 def test_many_images_are_decoded_as_each_of_them_alone():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import fit_classes, open_source, open_sources
 from alexnet_jax.errors import UsageError
 from tests.support import needs_data, tiny_config
@@ -216,7 +217,7 @@ def test_records_are_found_across_shards(shards, monkeypatch, split, rows):
     encoded, labels = source.read(shuffled)
     expected = [examples[rows[i]] for i in shuffled]
     assert list(zip(encoded, labels.tolist(), strict=True)) == expected
-    assert labels.dtype == np.int32
+    assert labels.dtype.kind == "i"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +302,28 @@ def test_the_newest_version_is_taken_by_number(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert open_source("tfds:tiny", "train").name == "tfds:tiny:1.10.0"
     assert open_source("tfds:tiny:1.9.0", "train").name == "tfds:tiny:1.9.0"
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [([-1], "label -1: labels are 0 to 2"), ([3], "label 3"), ([2**40], "label 1099511627776"),
+     ([], "0 labels"), ([1, 2], "2 labels")],
+)  # fmt: skip
+def test_a_record_without_one_of_the_labels_is_named(shards, tmp_path, monkeypatch, labels, says):
+    """Such as the -1 of a test set whose labels are hidden."""
+    import tensorflow as tf
+
+    shutil.copytree(shards[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    shard = str(next(tmp_path.glob("tiny/*/*-00001-of-*")))
+    (record,) = tf.data.TFRecordDataset(shard)
+    example = tf.train.Example.FromString(record.numpy())
+    example.features.feature["label"].int64_list.value[:] = labels
+    with tf.io.TFRecordWriter(shard) as writer:
+        writer.write(example.SerializeToString())
+    source = open_source("tfds:tiny", "train")
+    with pytest.raises(UsageError, match=f"^{shard}, byte 12.*{says}"):
+        list(pipeline.eval_batches(source, tiny_config().data, batch_size=10))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

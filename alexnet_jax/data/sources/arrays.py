@@ -76,7 +76,7 @@ class Items:
     Attributes:
       items: has a length, and items that are pairs of an image and its label.
       split: the name of the split.
-      class_names: one name per class; empty: labels are not checked.
+      class_names: one name per class; empty: it is not known how many there are.
       name: of the source, for messages.
     """
 
@@ -100,11 +100,12 @@ class Items:
 
         def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             squares = np.empty((len(indices), size, size, 3), np.uint8)
-            labels = np.empty(len(indices), np.int32)
+            labels: list[int] = []
             files: dict[int, bytes] = {}
             for place, index in enumerate(map(int, indices)):
                 where = self.describe(index)
-                image, labels[place] = self._item(index)
+                image, label = self._item(index)
+                labels.append(label)
                 if isinstance(image, bytes):
                     files[place] = image
                     continue
@@ -118,7 +119,7 @@ class Items:
             except UnreadableImage as error:
                 where = self.describe(int(indices[list(files)[error.position]]))
                 raise UsageError(f"{where}: {error.reason}") from None
-            return squares, labels
+            return squares, np.array(labels)
 
         return read
 
@@ -137,8 +138,6 @@ class Items:
         except Exception as error:  # Of code that is not ours: anything may go wrong in it.
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(f"{where} cannot be read as a pair (image, label): {text}") from error
-        if label < 0 or (self.class_names and label >= len(self.class_names)):
-            raise UsageError(f"{where} has the label {label}: {_allowed(len(self.class_names))}")
         return image, label
 
 

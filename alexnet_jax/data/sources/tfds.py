@@ -80,9 +80,16 @@ class TFDS(Encoded):
                         f"{self.describe(i)}: the checksum does not match; prepare it again"
                     )
                 feature = parse(record).features.feature
-                encoded.append(feature[self.image_key].bytes_list.value[0])
-                labels.append(feature[self.label_key].int64_list.value[0])
-        return encoded, np.array(labels, np.int32)
+                image = feature[self.image_key].bytes_list.value
+                label = feature[self.label_key].int64_list.value
+                if len(image) != 1 or len(label) != 1:
+                    raise UsageError(
+                        f"{self.describe(i)}: {len(image)} images ({self.image_key}) and "
+                        f"{len(label)} labels ({self.label_key}) in one record, instead of one each"
+                    )
+                encoded.append(image[0])
+                labels.append(label[0])
+        return encoded, np.array(labels, np.int64)
 
     def describe(self, index: int) -> str:
         """See `Source.describe`."""

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
+from alexnet_jax.data import pipeline
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import evaluate
@@ -40,7 +41,8 @@ class Pictures(Part):
         count = min(SAMPLES, source.num_examples)
         indices = np.sort(np.random.default_rng(0).permutation(source.num_examples)[:count])
         try:
-            self._images, self._labels = source.squares(self._config.data)(indices)
+            read = pipeline.checked(source, source.squares(self._config.data))
+            self._images, self._labels = read(indices)
         except UsageError:
             if not self._config.data.max_unreadable:
                 raise
