@@ -1,5 +1,6 @@
 """Paths as people type them."""
 
+import os
 from pathlib import Path
 
 from alexnet_jax.errors import UsageError
@@ -25,3 +26,12 @@ def local(text: str, name: str) -> Path:
             f"({tool}) and name the mounted folder"
         )
     return Path(text).expanduser()
+
+
+def shown(path: str | Path) -> str:
+    r"""A name of a file as text that can be printed and written everywhere.
+
+    Names are bytes, which need not be UTF-8, and Python decodes them by the locale. Here they are
+    the same in every locale, with `\xe9` for a byte that is not part of UTF-8.
+    """
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

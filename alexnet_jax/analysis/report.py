@@ -45,7 +45,7 @@ def write(folder: Path) -> Path:
     else:
         raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
     path = folder / "report.html"
-    path.write_text(page)
+    path.write_text(page, "utf-8")
     return path
 
 
@@ -380,7 +380,9 @@ def _uri(kind: str, content: bytes) -> str:
 
 def _render(template: str, **values: Any) -> str:
     loader = jinja2.FunctionLoader(
-        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text()
+        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text(
+            "utf-8"
+        )
     )
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,

@@ -242,7 +242,7 @@ def write(config: ConfigDict, folder: Path) -> str:
     text = comparison.markdown(config, table)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", json.loads(config.to_json()))
-    (folder / "table.md").write_text(text)
-    (folder / "table.csv").write_text(comparison.comma_separated(config, table))
+    (folder / "table.md").write_text(text, "utf-8")
+    (folder / "table.csv").write_text(comparison.comma_separated(config, table), "utf-8")
     figures.study_figure(config, folder, table).savefig(folder / "figure.png", dpi=120)
     return text

@@ -10,7 +10,7 @@ BEST = 5
 
 def imagenet_classes() -> tuple[str, ...]:
     """The 1000 classes of 2012 as `WNID NAME`, in the order of their WordNet IDs."""
-    text = (Path(__file__).with_name("imagenet_classes.txt")).read_text()
+    text = (Path(__file__).with_name("imagenet_classes.txt")).read_text("utf-8")
     return tuple(text.splitlines())
 
 

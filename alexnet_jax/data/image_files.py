@@ -1,37 +1,80 @@
 """Image files that someone names: files, folders and patterns, without classes."""
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.data.sources.folder import EXTENSIONS, Folder
+from alexnet_jax.data.formats import EXTENSIONS
+from alexnet_jax.data.sources.folder import Folder, listing
 from alexnet_jax.errors import UsageError
 
 
-def image_paths(arguments: Iterable[str]) -> list[Path]:
-    """The images that arguments name: files, folders with all below them, or patterns.
+def image_paths(
+    arguments: Iterable[str], complain: Callable[[str], None] | None = None
+) -> list[Path]:
+    """The images that arguments name: files, folders with all below them, or patterns of both.
+
+    Args:
+      arguments: as they were typed.
+      complain: called with one line for each argument that names no image and each folder that
+        cannot be read; None: the first is an error.
 
     Raises:
       UsageError: an argument names no image; the message names the argument.
     """
-    paths: list[Path] = []
+    paths, arguments, complain = [], list(arguments), complain or _raise
+    if not arguments:
+        raise UsageError("no images: name files, folders or patterns such as 'photos/*.jpg'")
     for argument in arguments:
         path = Path(argument).expanduser()
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
+            found = _in_folder(path, complain)
         elif path.exists():
             found = [path]
         else:
-            found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+            found = _matches(str(path), complain)
         if not found:
             what = "holds no images" if path.is_dir() else "no such file, folder or pattern"
-            raise UsageError(f"{argument}: {what} ({', '.join(EXTENSIONS)})")
+            complain(f"{argument}: {what} ({', '.join(EXTENSIONS)})")
         paths += found
-    if not paths:
-        raise UsageError("no images: name files, folders or patterns such as 'photos/*.jpg'")
     return paths
+
+
+def _in_folder(folder: Path, complain: Callable[[str], None]) -> list[Path]:
+    return sorted(_below(folder, complain, ()))
+
+
+def _matches(pattern: str, complain: Callable[[str], None]) -> list[Path]:
+    """The images among what a pattern matches, in its folders as well; or else all its files."""
+    found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    files = [path for path in found if not path.is_dir()]
+    images = [path for path in files if path.suffix.lower() in EXTENSIONS]
+    for folder in (path for path in found if path.is_dir()):
+        images += _in_folder(folder, complain)
+    return sorted({*images}) or files
+
+
+def _below(
+    folder: Path, complain: Callable[[str], None], above: tuple[Path, ...]
+) -> Iterator[Path]:
+    """The images in a folder and below it, links followed, as those of the classes of a run."""
+    here = folder.resolve()
+    if here in above:
+        return
+    try:
+        found = listing(folder)
+    except UsageError as error:
+        complain(str(error))
+        return
+    yield from (folder / name for name in found.images)
+    for name in found.folders:
+        yield from _below(folder / name, complain, (*above, here))
+
+
+def _raise(text: str) -> None:
+    raise UsageError(text)
 
 
 def source_of(paths: Sequence[Path], class_names: tuple[str, ...]) -> Folder:

@@ -118,8 +118,8 @@ def key(source: Source, config: ConfigDict) -> str | None:
         images.update(f"{source.describe(index)}\n".encode())
     files = [(str(Path(name).resolve()), *_stamp(name)) for name in source.files]
     rule = [config.image_size, config.resize, config.shrink]
-    files = (decode.__file__, formats.__file__, __file__)
-    code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in files]
+    modules = (decode.__file__, formats.__file__, __file__)
+    code = [hashlib.sha256(Path(of).read_bytes()).hexdigest() for of in modules]
     about = [source.name, source.split, images.hexdigest(), rule, code, files]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 

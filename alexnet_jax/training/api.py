@@ -16,7 +16,7 @@ from alexnet_jax.config import presets, validate
 from alexnet_jax.config.fields import declared, suggestion
 from alexnet_jax.config.find import get_config
 from alexnet_jax.data import inputs as input_rules
-from alexnet_jax.data.sources import given_sources, open_sources
+from alexnet_jax.data.sources import check_classes, given_sources, open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters, initial_statistics
 from alexnet_jax.parallel.hosts import prepare_process
@@ -195,6 +195,7 @@ def evaluate_workdir(
     sources = open_sources(config)
     if split not in sources:
         raise UsageError(f"--split={split}: {workdir} has none; it has {', '.join(sources)}")
+    check_classes(sources["train"], sources[split])
     network = load(workdir, step=step)
     eval_step = evaluation.make_eval_step(
         network.tower, network.inputs, placement, views, config.evaluate.metrics

@@ -7,9 +7,11 @@ such as TensorFlow, is imported when a source is opened.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -17,6 +19,7 @@ from alexnet_jax.config import default
 from alexnet_jax.config.guests import import_guests
 from alexnet_jax.data.protocol import Kind, Reader, Source
 from alexnet_jax.data.sources.arrays import as_source
+from alexnet_jax.data.sources.folder import Folder, account, some
 from alexnet_jax.errors import UsageError
 from alexnet_jax.registry import SOURCES
 
@@ -115,7 +118,37 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
                 f"config.model.num_classes = {config.model.num_classes}, but {data.source} has "
                 f"{classes} classes: set --config.model.num_classes={classes}"
             )
+    announce(sources.values())
     return sources
+
+
+def announce(sources: Iterable[Source]) -> None:
+    """Says on stderr what was found in folders and what was left out, where a run opens them."""
+    wholes = {id(source): source for source in map(_whole, sources)}.values()
+    folders = [source for source in wholes if isinstance(source, Folder)]
+    if folders and jax.process_index() == 0:  # pyright: ignore[reportUnknownMemberType]
+        print(account(folders), file=sys.stderr, flush=True)
+
+
+def check_classes(*sources: Source) -> None:
+    """Checks that splits have folders for the same classes.
+
+    Raises:
+      UsageError: a class has a folder in one of them only, such as `Cat` beside `cat`.
+    """
+    for source in map(_whole, sources):
+        if isinstance(source, Folder) and source.absent:
+            raise UsageError(
+                f"{source.place} has no folder of the classes {some(source.absent)}, which another "
+                "split has: give them the same names; an empty folder says that there are none"
+            )
+
+
+def _whole(source: Source) -> Source:
+    """The source of which another is a part."""
+    while isinstance(source, Subset):
+        source = source.source
+    return source
 
 
 def given_sources(
@@ -156,7 +189,9 @@ def open_train(data: ConfigDict) -> Source:
     Raises:
       UsageError: the data set is missing.
     """
-    return _training(data, _opener(data))[0]
+    source = _training(data, _opener(data))[0]
+    announce([source])
+    return source
 
 
 def _opener(data: ConfigDict, classes: int = 0) -> Callable[[str], Source]:

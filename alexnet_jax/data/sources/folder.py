@@ -1,21 +1,29 @@
 """Images in folders, one folder per class."""
 
+import collections
 import dataclasses
 import hashlib
 import math
+import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data.encoded import Encoded
+from alexnet_jax.data.formats import EXTENSIONS
 from alexnet_jax.data.protocol import Kind
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import shown
 from alexnet_jax.registry import SOURCES
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
 _TEST = ("test", "validation", "val")
 """Common names for the images that are not trained on; each of them finds any other."""
+
+_MOST_BYTES = 2**30
+"""A larger file is not read, whatever it holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +33,11 @@ class Folder(Encoded):
     Attributes:
       paths: the N files.
       labels: int32 `[N]`.
+      place: the folder that holds the class folders.
+      absent: classes of other splits that have no folder in this one.
+      empty: classes of other splits whose folder in this one holds no images.
+      left_out: the number of other files among the images, by the endings of their names.
+      not_read: folders that hold no images of this split, from PATH on.
     """
 
     name: str
@@ -32,6 +45,11 @@ class Folder(Encoded):
     class_names: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: np.ndarray
+    place: Path = Path()
+    absent: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    not_read: tuple[str, ...] = ()
 
     @property
     def num_examples(self) -> int:
@@ -45,26 +63,48 @@ class Folder(Encoded):
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """See `Encoded.read`."""
-        try:
-            encoded = [self.paths[i].read_bytes() for i in indices]
-        except OSError as error:
-            raise UsageError(f"cannot read {error.filename}: {error.strerror}") from error
-        return encoded, self.labels[indices]
+        return [_content(self.paths[i]) for i in indices], self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source.describe`."""
-        return str(self.paths[index])
+        return shown(self.paths[index])
+
+
+def account(folders: Sequence[Folder]) -> str:
+    """What was found in the splits of one PATH and what was left out, in one line."""
+    images = ", ".join(f"{folder.num_examples} images in {folder.split}" for folder in folders)
+    parts = [f"{folders[0].name}: {images}, {len(folders[0].class_names)} classes"]
+    # Without split folders, all splits are shares of one place.
+    counts = {folder.place: folder.left_out for folder in folders}.values()
+    left_out = sum(counts, collections.Counter[str]())
+    if count := left_out.total():
+        kinds = [f"{ending} {number}" for ending, number in left_out.most_common()]
+        parts.append(f"{count} file{'s' if count > 1 else ''} left out ({some(kinds)})")
+    if others := list(dict.fromkeys(name for folder in folders for name in folder.not_read)):
+        parts.append(f"not read: {some(others)}")
+    for folder in folders:
+        if missing := (*folder.absent, *folder.empty):
+            parts.append(f"no images of {some(missing)} in {folder.split}")
+    return "; ".join(parts)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many others there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
     """Opens PATH/SPLIT/CLASS/*.jpg, or a share of PATH/CLASS/*.jpg.
 
-    Labels follow the sorted class names of all splits, so that a class without a folder in one
-    split does not shift the labels of the others.
+    The classes are the folders that hold images in one of the splits that a run uses
+    (`data.train_split`, `data.validation_split`, `data.test_split`). Labels follow their sorted
+    names, so that a class without a folder in one split does not shift the labels of the others.
+    Whatever else lies there is left out, and `account` names it.
 
     If there is no folder `test`, `validation` or `val`, another of the three is opened instead.
 
-    If PATH has no SPLIT folder but holds the class folders themselves, `data.test_fraction` of the
+    If PATH has no SPLIT folders but holds the class folders themselves, `data.test_fraction` of the
     images of each class (every fifth, for 0.2) is `test` and the rest is `train`. They are counted
     in the order of a hash of their names, which is the same on every machine and unrelated to the
     order in which the photographs were taken.
@@ -75,30 +115,56 @@ def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
       data: `config.data`.
 
     Raises:
-      UsageError: there is no such folder or split, it holds no image, or a class folder is empty.
+      UsageError: there is no such folder or split, or it holds no images.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise UsageError(f"data.source: there is no folder {root}; give PATH of PATH/SPLIT/CLASS/*")
-    if split in _TEST:
-        split = next((name for name in (split, *_TEST) if (root / name).is_dir()), "test")
-    divided = (root / split).is_dir()
-    classes = _subfolders(root / split if divided else root)
-    images = {folder.name: _images(folder) for folder in classes}
-    if not classes:
-        raise UsageError(f"{root / split if divided else root} has no class folders; add CLASS/*")
-    if not divided:
+    split, *others = (
+        _existing(root, name)
+        for name in (split, data.train_split, data.validation_split, data.test_split)
+    )
+    used = [name for name in dict.fromkeys((split, *others)) if name and (root / name).is_dir()]
+    top = listing(root)
+    if used and split not in used:
+        raise UsageError(f"{root} has no split '{split}'; it has {some(top.folders)}")
+    place = root / split if used else root
+    here = listing(place) if used else top
+
+    left_out, not_read = here.others + _endings(here.images), []
+    images: dict[str, list[Path]] = {}
+    for name in here.folders:
+        where = (place / name).relative_to(root)
+        try:
+            inside = listing(place / name)
+        except UsageError as error:
+            not_read.append(f"{shown(where)} ({str(error).rpartition(': ')[2]})")
+            continue
+        images[shown(name)] = [place / name / image for image in inside.images]
+        if inside.images:
+            left_out += inside.others
+            not_read += [shown(where / folder) for folder in inside.folders]
+    if not used:
         _check_derived_split(root, split, images)
-    for folder in classes:
-        if not images[folder.name]:
-            raise UsageError(f"class folder {folder} has no images ({', '.join(EXTENSIONS)})")
-    names = set(images)
-    if divided:
-        names.update(c.name for other in _subfolders(root) for c in _subfolders(other))
-    else:
+    if not any(images.values()):
+        what = "holds images" if here.folders else "lies there; add CLASS/*"
+        raise UsageError(
+            f"{place} has no class folders: no folder {what} ({', '.join(EXTENSIONS)})"
+        )
+
+    elsewhere = {
+        shown(name)
+        for other in used
+        if other != split
+        for name in listing(root / other).folders
+        if _holds_images(root / other / name)
+    }
+    classes = sorted({name for name, files in images.items() if files} | elsewhere)
+    not_read += [shown((place / name).relative_to(root)) for name in images if name not in classes]
+    not_read += [shown(name) for name in top.folders if used and name not in used]
+    if not used:
         images = {name: _share(files, split, data.test_fraction) for name, files in images.items()}
-    class_names = tuple(sorted(names))
-    pairs = [(p, i) for i, name in enumerate(class_names) for p in images.get(name, ())]
+    pairs = [(p, i) for i, name in enumerate(classes) for p in images.get(name, ())]
     if not pairs:
         raise UsageError(
             f"{root}: no image is left for {split}: add images or a folder {split}/, or test on "
@@ -107,16 +173,28 @@ def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
     return Folder(
         name=f"folder:{path}",
         split=split,
-        class_names=class_names,
+        class_names=tuple(classes),
         paths=tuple(p for p, _ in pairs),
         labels=np.array([i for _, i in pairs], np.int32),
+        place=place,
+        absent=tuple(name for name in classes if name not in images),
+        empty=tuple(name for name in classes if used and images.get(name) == []),
+        left_out=left_out,
+        not_read=tuple(not_read),
     )
+
+
+def _existing(root: Path, split: str) -> str:
+    """The name under which a split lies there."""
+    if split not in _TEST:
+        return split
+    return next((name for name in (split, *_TEST) if (root / name).is_dir()), "test")
 
 
 def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) -> None:
     """Raises `UsageError` if PATH lacks the SPLIT folder and holds no class folders either."""
-    if not any(images.values()):
-        has = ", ".join(sorted(images))
+    if images and not any(images.values()):
+        has = some(sorted(images))
     elif split not in ("train", "test"):
         has = "train, test (shares of its class folders)"
     else:
@@ -125,21 +203,103 @@ def _check_derived_split(root: Path, split: str, images: dict[str, list[Path]]) 
 
 
 def _share(files: list[Path], split: str, fraction: float) -> list[Path]:
-    hashed = sorted(files, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+    # By bytes, which are the same in every locale.
+    hashed = sorted(files, key=lambda p: hashlib.sha256(os.fsencode(p.name)).digest())
     # Every fifth, not the first of five: a class of fewer images must not be missing in `train`.
     tested = [math.floor((i + 1) * fraction + 1e-9) for i in range(-1, len(hashed))]
     return sorted(
-        p for i, p in enumerate(hashed) if (tested[i + 1] > tested[i]) == (split == "test")
+        (p for i, p in enumerate(hashed) if (tested[i + 1] > tested[i]) == (split == "test")),
+        key=os.fsencode,
     )
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What lies in a folder, each kind in the order of the bytes of its names.
+
+    Attributes:
+      images: names of files that end like images.
+      folders: names of folders, of links to folders as well.
+      others: the number of other files by their endings; of hidden ones, which begin with a dot.
+    """
+
+    images: list[str]
+    folders: list[str]
+    others: collections.Counter[str]
 
 
-def _images(folder: Path) -> list[Path]:
-    # Without is_file(): a stat of a million files takes minutes on a network file system.
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in EXTENSIONS)
+def listing(folder: Path) -> Listing:
+    """Lists a folder.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    found = Listing([], [], collections.Counter())
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    found.others["hidden"] += 1
+                elif _is_image(entry.name):
+                    # Without a stat: a million of them take minutes on a network file system.
+                    found.images.append(entry.name)
+                elif _is_folder(entry):
+                    found.folders.append(entry.name)
+                else:
+                    found.others.update(_endings([entry.name]))
+    except OSError as error:
+        raise UsageError(f"cannot read {shown(folder)}: {error.strerror}") from error
+    found.images.sort(key=os.fsencode)
+    found.folders.sort(key=os.fsencode)
+    return found
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(_is_image(e.name) for e in entries if not e.name.startswith("."))
+    except OSError:
+        return False
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _endings(names: Sequence[str]) -> collections.Counter[str]:
+    return collections.Counter(
+        shown(os.path.splitext(name)[1].lower()) or "no ending" for name in names
+    )
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      UsageError: it cannot be read, is no file, or is larger than any image.
+    """
+    try:
+        # A pipe would otherwise wait for somebody to write into it.
+        opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(opened)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(0, "it is not a file")
+            if status.st_size > _MOST_BYTES:
+                raise OSError(0, f"it has {status.st_size} bytes, more than an image")
+            with open(opened, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise UsageError(f"cannot read {shown(path)}: {error.strerror}") from error
 
 
 SOURCES["folder"] = Kind(open_folder, rest="PATH", about="PATH/SPLIT/CLASS/*.jpg")
