@@ -24,7 +24,7 @@ def svg(figure: Figure) -> bytes:
     It is scaled down to the width of what surrounds it, such as a notebook on a phone.
     """
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "alexnet_jax"}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "alexnet_jax"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue().replace(b"<svg ", b'<svg style="max-width: 100%; height: auto" ', 1)
 

@@ -32,6 +32,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_enum, "1", "Views per image: 1 is the centre crop; 9 or 10 adds the others.",
         {"enum_values": ["1", "9", "10"]},
     ),
+    "max_pixels": (
+        flags.DEFINE_integer, 0,
+        "The largest image that is read, in pixels; 0: that of the run, data.max_pixels.",
+        {"lower_bound": 0},
+    ),
     "split": (
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},

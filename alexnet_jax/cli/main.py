@@ -8,10 +8,12 @@ instant.
 """
 
 import difflib
+import io
 import json
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +115,7 @@ def prepare(flag: flags.FlagValues) -> None:
     config, out = flag.config, Path(flag.out)
     _start(config)
     from alexnet_jax.data.prepare import prepare as prepare_split
-    from alexnet_jax.data.sources import open_source
+    from alexnet_jax.data.sources import announce, open_source
 
     data = config.data
     # Without a validation split, runs hold out a share of the prepared training images.
@@ -125,6 +127,7 @@ def prepare(flag: flags.FlagValues) -> None:
                 print(f"{split}: {done} of {total} images", file=sys.stderr, flush=True)
 
         source = open_source(data.source, split, data)
+        announce([source])
         prepare_split(source, data, out / split, show)
     print(f"wrote {out}; train with --config.data.source=prepared:{out}")
 
@@ -165,17 +168,25 @@ def report(flag: flags.FlagValues) -> None:
     print(f"wrote {pages.write(workdir)}")
 
 
-def predict(flag: flags.FlagValues) -> None:
-    """Print the five most probable classes of images."""
+def predict(flag: flags.FlagValues) -> int:
+    """Print the five most probable classes of images, and an error for each that cannot be read."""
     from alexnet_jax.data.classes import best
     from alexnet_jax.data.image_files import image_paths
     from alexnet_jax.training.predictions import as_json, as_text
 
-    paths = image_paths(flag.images)
-    network = _network(flag)
-    write = as_json if flag.json else as_text
-    for path, probabilities in network.predictions(paths, int(flag.views)):
-        print(write(path, best(probabilities, network.class_names)), flush=True)
+    failed: list[str] = []
+    unreadable: dict[int, str] = {}
+    if paths := image_paths(flag.images, failed.append):
+        network = _network(flag)
+        if flag.max_pixels:
+            network.config.data.max_pixels = flag.max_pixels
+        write = as_json if flag.json else as_text
+        for path, probabilities in network.predictions(paths, int(flag.views), unreadable):
+            print(write(path, best(probabilities, network.class_names)), flush=True)
+    for line in (*failed, *unreadable.values()):
+        hint = "; --max_pixels=N allows more" if "config.data.max_pixels" in line else ""
+        print(f"error: {line}{hint}", file=sys.stderr)
+    return 2 if failed or unreadable else 0
 
 
 def export(flag: flags.FlagValues) -> None:
@@ -224,7 +235,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "predict": (
         predict,
-        ("workdir", "step", "weights", "views", "json", "images"),
+        ("workdir", "step", "weights", "views", "max_pixels", "json", "images"),
         "--workdir=runs/quickstart photo.jpg 'more/*.png'",
     ),
     "import": (
@@ -339,7 +350,10 @@ def main(typed: list[str] | None = None) -> int:
 
 
 def _quiet_libraries() -> None:
-    """Silences the logs of Orbax: what goes wrong there raises an exception."""
+    """Silences the logs of Orbax and the warnings of Pillow, and lets every name be printed."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Of files that it reads nevertheless.
+    if isinstance(sys.stdout, io.TextIOWrapper):  # Names need not be in the terminal's encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # It logs the traceback of every error that it raises.
     logging.set_verbosity(logging.FATAL)
     ordinary = sys.unraisablehook

@@ -13,6 +13,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.prop_cycle": cycler(color=COLOURS),
     "font.size": 10,
+    "text.parse_math": False,  # "$" in the name of a class is a dollar.
 }
 
 

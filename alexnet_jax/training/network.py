@@ -184,22 +184,38 @@ class Network:
         return Predictions(tuple(names), np.stack(rows), self.class_names)
 
     def predictions(
-        self, paths: Sequence[Path], views: int = 1
+        self,
+        paths: Sequence[Path],
+        views: int = 1,
+        unreadable: pipeline.Unreadable | None = None,
     ) -> Iterator[tuple[Path, np.ndarray]]:
         """Yields each file with its probabilities, float32 `[classes]`, in the given order.
 
         Args:
           paths: the files of the images.
           views: as in `predict`.
+          unreadable: is filled with the places and reasons of the images that cannot be read, and
+            these are left out; None: the first is an error.
 
         Raises:
           UsageError: an image cannot be read; the message names it.
         """
         source, placement = image_files.source_of(paths, self.class_names), self._placement
+        data = self.config.data.copy_and_resolve_references()
+        data.max_unreadable = 0 if unreadable is None else len(paths)
         step, share = self._predict_step(views), placement.data_parallel
         most = evaluate.batch_size(self.config, views, placement)
         size = min(most, -(-len(paths) // share) * share)
-        for batch in pipeline.eval_batches(source, self.config.data, batch_size=size):
+        batches = pipeline.eval_batches(source, data, batch_size=size, unreadable=unreadable)
+        while True:
+            try:
+                batch = next(batches, None)
+            except UsageError:
+                if len(unreadable or ()) < len(paths):
+                    raise
+                return  # None can be read, and the caller knows of each.
+            if batch is None:
+                return
             probabilities, _ = step(self._on_devices, placement.put_batch(batch))
             for i, row in enumerate(parallel.to_host(probabilities)):
                 if batch["mask"][i] > 0:

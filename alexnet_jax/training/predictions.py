@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.data import classes
+from alexnet_jax.paths import shown
 
 _SHOWN = 10
 
@@ -68,4 +69,4 @@ def as_json(image: Any, found: list[tuple[int, str, float]]) -> str:
 
 def as_text(image: Any, found: list[tuple[int, str, float]]) -> str:
     """A few lines for the terminal; `found` is what `data.classes.best` returns."""
-    return "\n".join([str(image), *(f"  {100 * p:5.1f} %  {name}" for _, name, p in found)])
+    return "\n".join([shown(image), *(f"  {100 * p:5.1f} %  {name}" for _, name, p in found)])

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from alexnet_jax.analysis import figures, study
 from alexnet_jax.analysis.comparison import Row
 from alexnet_jax.config import default
+from alexnet_jax.training import drawing
 from alexnet_jax.training.drawing import COLOURS
 from alexnet_jax.training.events import Warned
 from tests.analysis.logs import evaluation, training_mean, write_log
@@ -162,3 +164,18 @@ def test_the_same_figure_is_the_same_bytes():
     first, second = (figures.svg(figures.run_curve(LOG, "loss")) for _ in range(2))
     assert first == second and b"<svg style=" in first
     assert first != figures.svg(figures.run_curve(LOG, "top1_error"))
+
+
+@pytest.mark.parametrize(
+    "name", ["$", "a$b$c", "$\\frac{$", "$$", "\\alpha", "{", "^_", "<&>", "-->"]
+)
+def test_names_of_classes_are_drawn_as_they_are(name):
+    """And not as mathematics between two "$"."""
+    names = (name, "other")
+    matrix = figures.confusion(np.eye(2, dtype=int), names)
+    shown = drawing.predictions([(np.zeros((8, 8, 3), np.uint8), name, [(name, 9.0, True)])])
+    curves = figures.study_curves({name: [LOG]}, "loss")
+    for figure in (matrix, shown, curves):
+        assert figures.svg(figure).count(b"</svg>") == 1
+        texts = [text for text in figure.findobj(Text) if text.get_text() == name]
+        assert texts and not any(text.get_parse_math() for text in texts)

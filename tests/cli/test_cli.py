@@ -205,8 +205,8 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     loaded, written = of("import", "--weights=b.onnx", "--out=a.safetensors")
     assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (Path("a.safetensors"),)
     paths, loaded, asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
-    assert paths == (["a.jpg", "b"],) and loaded == (Path("x"), {"step": 0, **where})
-    assert asked == (["paths"], 9)
+    assert paths[0] == ["a.jpg", "b"] and loaded == (Path("x"), {"step": 0, **where})
+    assert asked == (["paths"], 9, {})
     (_, *rest), shown = of("bench", QUICKSTART, "--rounds=2", "--steps=3")
     assert rest == [2, 3] and shown == ("speeds",)
     assert of("report", "--workdir=x") == [(Path("x"),)]
@@ -269,7 +269,7 @@ def test_inspect_counts_the_classes_of_a_folder(capsys, tmp_path):
 def test_predictions_are_text_or_json(json, says, called, capsys):
     network = SimpleNamespace(class_names=("cat", "dog"))
     called(trained, "load", network)
-    called(image_files, "image_paths", [])
+    called(image_files, "image_paths", [Path("a.jpg")])
     called(network, "predictions", [(Path("a.jpg"), jax.numpy.array([0.25, 0.75]))])
     assert main(["predict", "--workdir=x", "a.jpg", *(["--json"] if json else [])]) == 0
     text = capsys.readouterr().out
