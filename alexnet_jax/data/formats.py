@@ -52,8 +52,10 @@ def tensorflow_reads(encoded: bytes, allow: Allow) -> bool:
     Decoders allocate what a header asks for, and a file of a hundred bytes can ask for gigabytes.
 
     Raises:
-      Unreadable: the format is none of `NAMES`, or `allow` refuses a size.
+      Unreadable: the file is empty, its format is none of `NAMES`, or `allow` refuses a size.
     """
+    if not encoded:
+        raise Unreadable("the file is empty")
     if not encoded.startswith((_PNG, *_PILLOW)):
         raise Unreadable(f"not a {NAMES}")
     for width, height in sizes(encoded):

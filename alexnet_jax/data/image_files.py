@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.data.formats import EXTENSIONS
+from alexnet_jax.data.formats import EXTENSIONS, NAMES
 from alexnet_jax.data.sources.folder import Folder, listing
 from alexnet_jax.errors import UsageError
 
@@ -36,8 +36,10 @@ def image_paths(
         else:
             found = _matches(str(path), complain)
         if not found:
-            what = "holds no images" if path.is_dir() else "no such file, folder or pattern"
-            complain(f"{argument}: {what} ({', '.join(EXTENSIONS)})")
+            what = (
+                f"holds no images ({NAMES})" if path.is_dir() else "no such file, folder or pattern"
+            )
+            complain(f"{argument}: {what}")
         paths += found
     return paths
 

@@ -104,7 +104,7 @@ def kinds(root, photographs):
 
 
 BAD = {
-    "empty.png": "not a JPEG",
+    "empty.png": "the file is empty",
     "large.png": "250000 pixels, more than .*; --max_pixels=N allows more",
     "text.jpg": "not a JPEG",
     "gone.png": "cannot read .*: No such file",
@@ -136,6 +136,7 @@ def test_one_bad_file_costs_one_line_and_an_exit_code(
     kinds(tmp_path, photographs)
     monkeypatch.chdir(tmp_path)
     found.config.data.max_pixels = 100_000
+    found.config.evaluate.batch_size = 2  # One program is compiled for all numbers of files.
     monkeypatch.setattr(trained, "load", lambda *args, **kwargs: found)
     code = main(["predict", f"--weights={path}", "--json", *typed])
     written = capsys.readouterr()

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -124,6 +123,8 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
 
 def announce(sources: Iterable[Source]) -> None:
     """Says on stderr what was found in folders and what was left out, where a run opens them."""
+    import jax  # Takes a second, which those who list the sources do not need.
+
     wholes = {id(source): source for source in map(_whole, sources)}.values()
     folders = [source for source in wholes if isinstance(source, Folder)]
     if folders and jax.process_index() == 0:  # pyright: ignore[reportUnknownMemberType]

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from alexnet_jax.data.encoded import Encoded
-from alexnet_jax.data.formats import EXTENSIONS
+from alexnet_jax.data.formats import EXTENSIONS, NAMES
 from alexnet_jax.data.protocol import Kind
 from alexnet_jax.errors import UsageError
 from alexnet_jax.paths import shown
@@ -148,9 +148,7 @@ def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
         _check_derived_split(root, split, images)
     if not any(images.values()):
         what = "holds images" if here.folders else "lies there; add CLASS/*"
-        raise UsageError(
-            f"{place} has no class folders: no folder {what} ({', '.join(EXTENSIONS)})"
-        )
+        raise UsageError(f"{place} has no class folders: no folder {what} ({NAMES})")
 
     elsewhere = {
         shown(name)
