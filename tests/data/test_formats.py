@@ -1,6 +1,7 @@
 """Every kind of file is read as Pillow reads it, or refused before there is memory for it."""
 
 import io
+import os
 import re
 import struct
 import zlib
@@ -16,7 +17,7 @@ from alexnet_jax.data.sources.arrays import as_source
 from alexnet_jax.errors import UsageError
 from tests.data.test_pipeline import data_config
 
-SIDE = 24
+SIDE, FUZZ = 24, int(os.environ.get("FUZZ", "300"))
 
 
 def config(**changes):
@@ -329,3 +330,37 @@ def test_the_limit_is_that_of_the_enlarged_image(resize):
             resizer(allowed)(image)
         with pytest.raises(UsageError, match=f"image 0: .* {most} pixels, more than"):
             source.squares(allowed)(np.arange(1))
+
+
+def damaged(rng, count):
+    """Files of every kind that were cut, flipped, overwritten or joined."""
+    whole = [data for _, data in corpus()]
+    for _ in range(count):
+        data = bytearray(whole[int(rng.integers(len(whole)))])
+        kind, place = int(rng.integers(4)), int(rng.integers(len(data)))
+        if kind == 0:
+            del data[place:]
+        elif kind == 1:
+            for _ in range(int(rng.integers(1, 9))):
+                data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        elif kind == 2:  # in the header, where sizes are
+            for at in rng.integers(2, min(len(data), 64), 5):
+                data[int(at)] = int(rng.choice([0, 1, 127, 128, 255]))
+        else:
+            data[place:] = whole[int(rng.integers(len(whole)))][place // 2 :]
+        yield bytes(data)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about what it reads nevertheless
+def test_damaged_files_are_images_or_refused():
+    squares, outcomes = decoder(config(max_pixels=10**6)), {"read": 0, "refused": 0}
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak()
+    for data in damaged(np.random.default_rng(0), FUZZ):
+        try:
+            squares([data])
+            outcomes["read"] += 1
+        except UnreadableImage as error:
+            outcomes["refused"] += 1
+            assert error.reason and "\n" not in error.reason
+    assert min(outcomes.values()) > FUZZ / 20 and peak() - before < 300
