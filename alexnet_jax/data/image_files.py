@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax.data.formats import EXTENSIONS, NAMES
-from alexnet_jax.data.sources.folder import Folder, listing
+from alexnet_jax.data.sources.folder import Folder, Listing, listing
 from alexnet_jax.errors import UsageError
 
 
@@ -34,7 +34,7 @@ def image_paths(
         elif path.exists():
             found = [path]
         else:
-            found = _matches(str(path), complain)
+            found = _matches(path, complain)
         if not found:
             what = (
                 f"holds no images ({NAMES})" if path.is_dir() else "no such file, folder or pattern"
@@ -45,12 +45,13 @@ def image_paths(
 
 
 def _in_folder(folder: Path, complain: Callable[[str], None]) -> list[Path]:
-    return sorted(_below(folder, complain, ()))
+    places = _walk(folder, complain, ())
+    return sorted(place / name for place, found in places for name in found.images)
 
 
-def _matches(pattern: str, complain: Callable[[str], None]) -> list[Path]:
+def _matches(pattern: Path, complain: Callable[[str], None]) -> list[Path]:
     """The images among what a pattern matches, in its folders as well; or else all its files."""
-    found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
+    found = sorted({*_glob(pattern, complain)})
     files = [path for path in found if not path.is_dir()]
     images = [path for path in files if path.suffix.lower() in EXTENSIONS]
     for folder in (path for path in found if path.is_dir()):
@@ -58,10 +59,25 @@ def _matches(pattern: str, complain: Callable[[str], None]) -> list[Path]:
     return sorted({*images}) or files
 
 
-def _below(
+def _glob(pattern: Path, complain: Callable[[str], None]) -> Iterator[Path]:
+    """What a pattern matches; unlike that of `glob`, `**` follows no links in circles."""
+    if "**" not in pattern.parts:
+        yield from map(Path, glob.glob(str(pattern)))
+        return
+    at = pattern.parts.index("**")
+    tail = pattern.parts[at + 1 :]
+    for start in _glob(Path(*pattern.parts[:at]), complain):
+        if not tail:
+            yield start
+            continue
+        for place, _ in _walk(start, complain, ()) if start.is_dir() else ():
+            yield from _glob(Path(glob.escape(str(place)), *tail), complain)
+
+
+def _walk(
     folder: Path, complain: Callable[[str], None], above: tuple[Path, ...]
-) -> Iterator[Path]:
-    """The images in a folder and below it, links followed, as those of the classes of a run."""
+) -> Iterator[tuple[Path, Listing]]:
+    """A folder and all below it, links followed as in the classes of a run, and what lies there."""
     here = folder.resolve()
     if here in above:
         return
@@ -70,9 +86,9 @@ def _below(
     except UsageError as error:
         complain(str(error))
         return
-    yield from (folder / name for name in found.images)
+    yield folder, found
     for name in found.folders:
-        yield from _below(folder / name, complain, (*above, here))
+        yield from _walk(folder / name, complain, (*above, here))
 
 
 def _raise(text: str) -> None:
