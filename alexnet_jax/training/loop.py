@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import gc
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -16,7 +18,7 @@ from alexnet_jax.config import validate
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.protocol import Source
-from alexnet_jax.data.sources import fit_classes, open_sources
+from alexnet_jax.data.sources import fit_classes, open_sources, with_classes
 from alexnet_jax.data.sources.arrays import NAME as GIVEN
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial_statistics
@@ -34,8 +36,6 @@ from alexnet_jax.training.schedules import schedule
 from alexnet_jax.training.state import TrainState, init_state
 from alexnet_jax.training.step import make_train_step
 from alexnet_jax.training.stop import Stop
-
-RESULT = "result.json"
 
 
 def loop(run: Run) -> None:
@@ -66,6 +66,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to the end of a run, resuming it if `workdir` holds a checkpoint.
 
+    If the run there has ended, and `config` does not ask for more of it, nothing is written.
+
     Args:
       config: the configuration.
       workdir: the folder that the run writes.
@@ -92,15 +94,23 @@ def train_and_evaluate(
         config = config.copy_and_resolve_references()
         config.optimizer.rule = "given"
     validate(config)
+    if (done := workdirs.ended(config, workdir)) is not None:
+        if jax.process_index() == 0:
+            print(f"{workdir} holds this run, which has ended: nothing is to do", file=sys.stderr)
+        return done
     placement = parallel.place(config)
     tower = build_tower(config.model)
     with ThreadPoolExecutor(1) as background:
         # Meanwhile TensorFlow is imported; each takes seconds.
         drawn = background.submit(_variables, tower, config)
         sources = open_sources(config) if sources is None else dict(sources)
-    # A batch that is too large and an optimizer that does not fit are reported before the folder is
-    # touched.
+    # A batch that is too large, a folder of another run and an optimizer that does not fit are
+    # reported before the folder is touched.
     steps_per_epoch = pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
+    if workdirs.is_trained(workdir):
+        workdirs.check_resumed(config, workdir, steps_per_epoch)
+        names = workdirs.class_names(config, workdir)
+        sources = {split: with_classes(source, *names) for split, source in sources.items()}
     num_steps = round(config.num_epochs * steps_per_epoch)
     tx = (
         optimizers.build(config, steps_per_epoch, num_steps)
@@ -204,8 +214,7 @@ def begin(
     num_steps = round(config.num_epochs * steps_per_epoch)
     position = {"training images": source.num_examples}
     step, memory = 0, {}
-    if checkpoints.steps():
-        workdirs.check_resumed(config, workdir, source.class_names)
+    trained = workdirs.is_trained(workdir)
     if (restored := checkpoints.restore_latest(state)) is not None:
         step, state, extra = restored
         memory = extra["parts"]
@@ -220,10 +229,17 @@ def begin(
                 f"config.num_epochs = {config.num_epochs} is {num_steps} steps, but "
                 f"--workdir={workdir} holds a run of {step}: choose another"
             )
+    elif trained:
+        raise UsageError(
+            f"--workdir={workdir} holds the result of a run without its checkpoints: put them "
+            "back, or choose another"
+        )
     elif config.init_from:
         start = initial(config, state.variables, source.class_names)
         state = dataclasses.replace(state, **start)
-    inputs = input_rules.of_run(config, workdir, source)
+    inputs = input_rules.of_run(config, workdir, source, trained=trained)
+    if jax.process_index() == 0:  # The run goes on: it has not ended any more.
+        (workdir / workdirs.RESULT).unlink(missing_ok=True)
     changes = workdirs.write_config(config, workdir)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     workdirs.write_json(workdir / workdirs.CLASSES, list(source.class_names))
@@ -285,7 +301,7 @@ def finish(run: Run) -> dict[str, Any]:
         result[split] = {k: v for k, v in to_json(event).items() if k not in where}
     if final is None:
         result["training"] = _training_mean(run)
-    workdirs.write_json(run.workdir / RESULT, result)
+    workdirs.write_json(run.workdir / workdirs.RESULT, result)
     return result
 
 

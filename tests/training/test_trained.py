@@ -160,12 +160,16 @@ def test_a_network_is_loaded_from_the_step_asked_for(origin, tmp_path):
         trained.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"0": 1}', '["a", "b"]'])
+@pytest.mark.parametrize(
+    "content", ["{", '{"0": 1}', '["a", "b"]', "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[" * 10**5]
+)
 def test_class_names_of_older_runs_are_those_of_their_data_set(origin, tmp_path, content):
     config = trained.config_of(origin[0] / "run")
-    if content is not None:
-        (tmp_path / "classes.json").write_text(content)
     assert trained._class_names(config, tmp_path) == tuple("0123456789")
+    # What is there and says nothing is not taken for a run that had none.
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(UsageError, match=r"/classes\.json (is not a list|cannot be read)"):
+        trained._class_names(config, tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(list("abcdefghij")))
     assert trained._class_names(config, tmp_path) == tuple("abcdefghij")
 

@@ -65,6 +65,84 @@ class Subset:
         return self.source.describe(int(self.rows[index]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A `Source` of the images of another source, with the labels of other orders of its classes.
+
+    Attributes:
+      source: the other source.
+      class_names: its classes in the order of the new labels.
+    """
+
+    source: Source
+    class_names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the other source."""
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        """The split of the other source."""
+        return self.source.split
+
+    @property
+    def num_examples(self) -> int:
+        """Number of its images."""
+        return self.source.num_examples
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its files."""
+        return self.source.files
+
+    def squares(self, config: ConfigDict) -> Reader:
+        """See `Source.squares`."""
+        read = self.source.squares(config)
+        label = np.array([self.class_names.index(n) for n in self.source.class_names], np.int32)
+
+        def relabelled(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            squares, labels = read(indices)
+            return squares, label[labels]
+
+        return relabelled
+
+    def describe(self, index: int) -> str:
+        """See `Source.describe`."""
+        return self.source.describe(index)
+
+
+def with_classes(source: Source, names: tuple[str, ...], where: str) -> Source:
+    """The source with the labels that its classes have by their names in `names`.
+
+    Args:
+      source: the images.
+      names: of the classes of a network, in the order of its labels; empty: not known.
+      where: the place of these names, for the message.
+
+    Raises:
+      UsageError: the source has other classes; says which.
+    """
+    found = source.class_names
+    if not names or not found or found == names:
+        return source
+    if sorted(found) != sorted(names) or len(set(names)) != len(names):
+        lists = {"missing": sorted({*names} - {*found}), "new": sorted({*found} - {*names})}
+        text = "; ".join(f"{what}: {_some(which)}" for what, which in lists.items() if which)
+        raise UsageError(
+            f"{source.name}, {source.split}, has other classes than {where} ({text or 'repeated'}):"
+            " give them the same names"
+        )
+    return Relabelled(source, names)
+
+
+def _some(names: list[str]) -> str:
+    """The first names and the number of the others."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
 def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
     """Divides the images of a source into those to train on and those to validate on.
 
@@ -93,10 +171,18 @@ def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
     )
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
+def open_sources(
+    config: ConfigDict, names: tuple[str, ...] = (), where: str = ""
+) -> dict[str, Source]:
     """Opens the splits of a run: `train`, `test` and, if it has one, `validation`.
 
     No split is opened twice.
+
+    Args:
+      config: of the run.
+      names: of the classes of a network that was trained on them, in the order of its labels, to
+        which those of the sources are matched (`with_classes`).
+      where: the place of these names, for messages.
 
     Raises:
       UsageError: a data set is missing, or its classes are not those of the network.
@@ -109,6 +195,7 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
         validation = opened(data.validation_split)
     if validation is not None:
         sources["validation"] = validation
+    sources = {split: with_classes(source, names, where) for split, source in sources.items()}
     for source in sources.values():
         if (classes := len(source.class_names)) != config.model.num_classes:
             raise UsageError(
