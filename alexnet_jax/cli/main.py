@@ -132,9 +132,13 @@ def prepare(flag: flags.FlagValues) -> None:
 def bench(flag: flags.FlagValues) -> None:
     """Measure the training step, the forward pass and the input of a config on this machine."""
     _start(flag.config)
+    import jax
+
     from alexnet_jax.analysis import bench as benchmark
 
-    print(benchmark.table(benchmark.run(flag.config, flag.rounds, flag.steps)))
+    result = benchmark.run(flag.config, flag.rounds, flag.steps)
+    if jax.process_index() == 0:  # The speed of all processes is said once.
+        print(benchmark.table(result))
 
 
 def study(flag: flags.FlagValues) -> int:
