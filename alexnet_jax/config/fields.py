@@ -183,7 +183,10 @@ FIELDS: dict[str, Field] = {
         choices=("auto", "vmap", "pmap", "mesh"), resume="free",
     ),
     "batch_size": Field(
-        128, "Images per step, over all devices and processes.", low=1, high=2**20,
+        128,
+        "Images per step, over all devices and processes; of your own images, no more than there "
+        "are to train on.",
+        low=1, high=2**20,
     ),
     "accumulate_steps": Field(
         1, "Parts in which each device works through its share of a batch, to save memory.",

@@ -18,7 +18,7 @@ from alexnet_jax.config import validate
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.protocol import Source
-from alexnet_jax.data.sources import fit_classes, open_sources, with_classes
+from alexnet_jax.data.sources import fit_classes, fitting_batch, open_sources, with_classes
 from alexnet_jax.data.sources.arrays import NAME as GIVEN
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial_statistics
@@ -89,6 +89,7 @@ def train_and_evaluate(
       Stopped: a signal asked the run to stop, and the state is saved.
     """
     workdir = Path(workdir)
+    wanted = config.batch_size
     config = fit_classes(config) if sources is None else _with_given_sources(config, sources)
     if optimizer is not None:
         config = config.copy_and_resolve_references()
@@ -139,6 +140,9 @@ def train_and_evaluate(
                 part.start(run)
             for change in changes if run.step else ():
                 run.emit(Warned(run.step, f"from step {run.step + 1} on {change}"))
+            if config.batch_size != wanted and not run.step:
+                fitted = f"the training images are fewer: {config.batch_size} is used"
+                run.emit(Warned(1, f"config.batch_size = {wanted}: {fitted}"))
             stack.enter_context(_settled())
             with contextlib.suppress(evaluation.Interrupted):
                 loop(run)
@@ -154,7 +158,7 @@ def train_and_evaluate(
 def _with_given_sources(config: ConfigDict, sources: Mapping[str, Source]) -> ConfigDict:
     """Returns the configuration of a run whose images are given in Python.
 
-    It names only the splits that there are.
+    It names only the splits that there are, and its batch is at most the training images.
 
     Raises:
       UsageError: there are no images to train on, or the classes are not those of the network.
@@ -172,6 +176,7 @@ def _with_given_sources(config: ConfigDict, sources: Mapping[str, Source]) -> Co
     config.data.validation_split = "validation" if "validation" in sources else ""
     config.data.validation_fraction = 0.0
     config.evaluate.splits = tuple(name for name in config.evaluate.splits if name in sources)
+    config.batch_size = fitting_batch(config.batch_size, sources["train"].num_examples)
     return config
 
 

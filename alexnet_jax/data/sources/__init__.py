@@ -265,11 +265,12 @@ def _training(data: ConfigDict, opened: Callable[[str], Source]) -> tuple[Source
 
 
 def fit_classes(config: ConfigDict) -> ConfigDict:
-    """Returns a run with as many classes as its source has, or the run itself for named data sets.
+    """Returns a run that fits one's own images, or the run itself for named data sets.
 
-    The number of classes of a named data set is known in advance; that of one's own images is
-    counted. Presets for ImageNet validate on its split `validation`; a source that has only its
-    test images to give for it validates on a share of its training images instead.
+    Of a named data set, classes, splits and size are known in advance. Of one's own images the
+    classes are counted. Presets for ImageNet validate on its split `validation`; a source that has
+    only its test images to give for it validates on a share of its training images instead. A batch
+    of more images than are trained on is replaced (`fitting_batch`).
 
     Raises:
       UsageError: there is no such source.
@@ -280,15 +281,25 @@ def fit_classes(config: ConfigDict) -> ConfigDict:
     if not kind.counted:
         return config
     opened = _opener(data)
-    classes = len(opened(data.train_split).class_names)
-    if not classes:  # A sequence without names has the classes of the network.
-        return config
     fitted = config.copy_and_resolve_references()
-    fitted.model.num_classes = classes
-    fitted.model.layers[fitted.model.layer_order[-1]].features = classes
+    # A sequence without names has the classes of the network.
+    if classes := len(opened(data.train_split).class_names):
+        fitted.model.num_classes = classes
+        fitted.model.layers[fitted.model.layer_order[-1]].features = classes
     if data.validation_split not in ("", "test") and opened(data.validation_split).split == "test":
         fitted.data.validation_split = ""
+    train, _ = _training(fitted.data, opened)
+    fitted.batch_size = fitting_batch(config.batch_size, train.num_examples)
     return fitted
+
+
+def fitting_batch(wanted: int, examples: int) -> int:
+    """The batch size that is wanted, or the largest power of two that is not above `examples`.
+
+    A power of two divides over the devices of most machines, so that the same number is chosen
+    wherever a run resumes.
+    """
+    return wanted if wanted <= examples else 2 ** (examples.bit_length() - 1)
 
 
 def open_source(name: str, split: str, data: ConfigDict | None = None, classes: int = 0) -> Source:
