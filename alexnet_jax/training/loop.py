@@ -96,22 +96,24 @@ def train_and_evaluate(
         config.optimizer.rule = "given"
     validate(config)
     if (done := workdirs.ended(config, workdir)) is not None:
+        given = GIVEN in (config.data.source, config.optimizer.rule)
+        note = "; what is given in Python was not compared" if given else ""
         if jax.process_index() == 0:
-            print(f"{workdir} holds this run, which has ended: nothing is to do", file=sys.stderr)
+            text = f"{workdir} holds this run, which has ended: nothing is to do{note}"
+            print(text, file=sys.stderr)
         return done
     placement = parallel.place(config)
     tower = build_tower(config.model)
     with ThreadPoolExecutor(1) as background:
         # Meanwhile TensorFlow is imported; each takes seconds.
         drawn = background.submit(_variables, tower, config)
-        sources = open_sources(config) if sources is None else dict(sources)
+        sources = open_sources(config) if sources is None else with_classes(sources)
     # A batch that is too large, a folder of another run and an optimizer that does not fit are
     # reported before the folder is touched.
     steps_per_epoch = pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
     if workdirs.is_trained(workdir):
         workdirs.check_resumed(config, workdir, steps_per_epoch)
-        names = workdirs.class_names(config, workdir)
-        sources = {split: with_classes(source, *names) for split, source in sources.items()}
+        sources = with_classes(sources, *workdirs.class_names(config, workdir))
     num_steps = round(config.num_epochs * steps_per_epoch)
     tx = (
         optimizers.build(config, steps_per_epoch, num_steps)

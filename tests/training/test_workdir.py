@@ -15,6 +15,8 @@ from alexnet_jax.cli import main as command_line
 from alexnet_jax.config import leaves
 from alexnet_jax.config.fields import LAYER_FIELDS, Field, declared, field_of
 from alexnet_jax.data import inputs, pipeline, statistics
+from alexnet_jax.data.sources import with_classes
+from alexnet_jax.data.sources.arrays import as_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import api, workdir
 from alexnet_jax.training import loop as loops
@@ -265,6 +267,32 @@ def test_classes_in_another_order_are_matched_by_name(finished, run, tmp_path, m
     there.num_epochs = 8 / 7
     assert train_and_evaluate(config, folder) == train_and_evaluate(there, ordered)
     assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
+
+
+def test_splits_with_the_same_names_in_any_order_get_the_labels_of_the_first():
+    """Of pairs of arrays with names of their own, in 20 orders each; others are refused."""
+    rng = np.random.default_rng(0)
+    images, data = rng.integers(0, 256, (6, 4, 4, 3), np.uint8), three_layers().data
+    data.update(image_size=4, crop_size=4, pad=0)
+    for count in (2, 3, 6) * 20:
+        names = tuple(rng.permutation([f"n{i}" for i in range(count)]))
+        labels = rng.integers(0, count, 6)
+        order = rng.permutation(count)
+        there = tuple(np.array(names)[order])  # names[x] is there[where[x]]
+        where = np.argsort(order)
+        sources = {
+            "train": as_source((images, labels), "train", count, names),
+            "test": as_source((images, where[labels]), "test", count, there),
+        }
+        matched = with_classes(sources)["test"]
+        assert matched.class_names == names and matched.num_examples == 6
+        rows = rng.permutation(6)
+        squares, found = matched.squares(data)(rows)
+        np.testing.assert_array_equal(found, labels[rows])
+        np.testing.assert_array_equal(squares, images[rows])
+        other = as_source((images, labels), "test", count, ("other", *names[1:]))
+        with pytest.raises(UsageError, match=f"than the training images .missing: {names[0]}; new"):
+            with_classes({**sources, "test": other})
 
 
 # --------------------------------------------------------------------------- the mean image

@@ -7,7 +7,7 @@ such as TensorFlow, is imported when a source is opened.
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -113,17 +113,25 @@ class Relabelled:
         return self.source.describe(index)
 
 
-def with_classes(source: Source, names: tuple[str, ...], where: str) -> Source:
-    """The source with the labels that its classes have by their names in `names`.
+def with_classes(
+    sources: Mapping[str, Source], names: tuple[str, ...] = (), where: str = ""
+) -> dict[str, Source]:
+    """The splits of a run with the labels that their classes have by their names in `names`.
 
     Args:
-      source: the images.
-      names: of the classes of a network, in the order of its labels; empty: not known.
-      where: the place of these names, for the message.
+      sources: the images of each split, `train` among them.
+      names: of the classes of a network, in the order of its labels; empty: those of `train`.
+      where: the place of these names, for messages.
 
     Raises:
-      UsageError: the source has other classes; says which.
+      UsageError: a split has other classes; says which.
     """
+    if not names:
+        names, where = sources["train"].class_names, "the training images"
+    return {split: _with_classes(source, names, where) for split, source in sources.items()}
+
+
+def _with_classes(source: Source, names: tuple[str, ...], where: str) -> Source:
     found = source.class_names
     if not names or not found or found == names:
         return source
@@ -181,7 +189,8 @@ def open_sources(
     Args:
       config: of the run.
       names: of the classes of a network that was trained on them, in the order of its labels, to
-        which those of the sources are matched (`with_classes`).
+        which those of the sources are matched (`with_classes`); empty: those of the training
+        images.
       where: the place of these names, for messages.
 
     Raises:
@@ -195,7 +204,7 @@ def open_sources(
         validation = opened(data.validation_split)
     if validation is not None:
         sources["validation"] = validation
-    sources = {split: with_classes(source, names, where) for split, source in sources.items()}
+    sources = with_classes(sources, names, where)
     for source in sources.values():
         if (classes := len(source.class_names)) != config.model.num_classes:
             raise UsageError(
