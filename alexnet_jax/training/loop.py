@@ -220,11 +220,11 @@ def begin(
     steps_per_epoch = pipeline.steps_per_epoch(source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
     position = {"training images": source.num_examples}
-    step, memory = 0, {}
+    step, memory, trained_with = 0, {}, None
     trained = workdirs.is_trained(workdir)
     if (restored := checkpoints.restore_latest(state)) is not None:
         step, state, extra = restored
-        memory = extra["parts"]
+        memory, trained_with = extra["parts"], extra.get("config")  # earlier runs have none
         for name, value in position.items():
             if extra["position"][name] != value:
                 raise UsageError(
@@ -247,7 +247,7 @@ def begin(
     inputs = input_rules.of_run(config, workdir, source, trained=trained)
     if jax.process_index() == 0:  # The run goes on: it has not ended any more.
         (workdir / workdirs.RESULT).unlink(missing_ok=True)
-    changes = workdirs.write_config(config, workdir)
+    changes = workdirs.write_config(config, workdir, trained_with)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     workdirs.write_json(workdir / workdirs.CLASSES, list(source.class_names))
     unreadable: dict[str, dict[int, str]] = {split: {} for split in sources}

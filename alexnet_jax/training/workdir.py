@@ -290,18 +290,35 @@ def _changed(before: ConfigDict, now: ConfigDict, kinds: tuple[str, ...]) -> lis
     return [name for name in names if old.get(name) != new.get(name) and kind(name) in kinds]
 
 
-def write_config(config: ConfigDict, workdir: Path) -> list[str]:
-    """Writes `config.json`, without the fields that say which processes run it.
-
-    Returns:
-      One line per field that has another value than in the `config.json` that was there before.
-    """
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as JSON, without the fields that say which processes run it."""
     kept = config.copy_and_resolve_references()
     with kept.unlocked():
         kept.distributed = default().distributed
-    now = dict(leaves(kept))
+    return json.loads(kept.to_json())
+
+
+def write_config(
+    config: ConfigDict, workdir: Path, trained_with: dict[str, Any] | None = None
+) -> list[str]:
+    """Writes `config.json`.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      trained_with: the configuration of the steps so far, as `as_json` returned it; None for that
+        of the `config.json` that is there, which an interrupted run may have written before its
+        first step.
+
+    Returns:
+      One line per field that has another value than in the steps so far.
+    """
+    content = as_json(config)
+    now = dict(leaves(from_json(json.dumps(content), "config")))
     try:
-        before = dict(leaves(read_config(workdir)))
+        text = json.dumps(trained_with)
+        old = from_json(text, "config") if trained_with else read_config(workdir)
+        before = dict(leaves(old))
     except UsageError:  # There is none, or it was damaged by hand.
         before = now
     changed = [
@@ -309,7 +326,7 @@ def write_config(config: ConfigDict, workdir: Path) -> list[str]:
         for name in sorted(now)
         if before.get(name) != now[name]
     ]
-    write_json(workdir / "config.json", json.loads(kept.to_json()))
+    write_json(workdir / "config.json", content)
     return changed
 
 

@@ -20,6 +20,8 @@ from alexnet_jax.data.sources.arrays import as_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import api, workdir
 from alexnet_jax.training import loop as loops
+from alexnet_jax.training.events import Warned
+from alexnet_jax.training.log import read
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.origin import config_of, load
 from tests.support import png_folder, three_layers
@@ -221,6 +223,9 @@ def test_a_run_that_goes_on_has_not_ended_until_it_ends_again(run, monkeypatch):
     assert not (folder / "result.json").exists() and config_of(folder).num_epochs == 2
     longer = train_and_evaluate(config, folder)
     assert (result["steps"], longer["steps"]) == (7, 14)
+    # The first attempt wrote the configuration, and the checkpoint says what came before it.
+    said = [event.warning for event in read(folder) if isinstance(event, Warned)]
+    assert "from step 8 on config.num_epochs is 2.0, was 1.0" in said
     assert json.loads((folder / "result.json").read_text()) == longer
 
 
