@@ -35,3 +35,17 @@ def shown(path: str | Path) -> str:
     the same in every locale, with `\xe9` for a byte that is not part of UTF-8.
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file completely or not at all.
+
+    Whatever has this name is replaced and not written into: a link's target stays what it is.
+
+    Raises:
+      OSError: the folder or its disk does not take it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # never through a link
+        file.write(content if isinstance(content, bytes) else content.encode())
+    partial.replace(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
@@ -35,8 +36,8 @@ class Steps:
       train_step: the compiled training step.
       eval_step: the compiled evaluation step.
       state: of the training, on the devices.
-      batch: a training batch of noise, on the devices.
-      eval_batch: an evaluation batch of noise of the same size, on the devices.
+      batch: a training batch of noise, on the devices of all processes.
+      eval_batch: an evaluation batch of noise of the same size, on the same devices.
     """
 
     placement: parallel.Placement
@@ -69,19 +70,21 @@ def build(config: ConfigDict) -> Steps:
     validate(config)
     placement = parallel.place(config)
     tower = build_tower(config.model)
-    data, size = config.data, config.batch_size
+    data = config.data
+    which, parts = placement.batch_part
+    size = config.batch_size // parts  # Each of several processes feeds its own part.
     mean = np.zeros((data.image_size, data.image_size, 3), np.float32)
     inputs = input_rules.build(data, mean)
     tx = optimizers.build(config, steps_per_epoch=1000, num_steps=1000)
     params = draw_parameters(tower, config.seed, data.crop_size)
     statistics = initial_statistics(tower, data.crop_size)
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(which)
 
     def batch(side: int) -> dict[str, np.ndarray]:
         return {
             "image": generator.integers(0, 256, (size, side, side, 3), np.uint8),
             "label": generator.integers(0, config.model.num_classes, size, np.int32),
-            "index": np.arange(size, dtype=np.int32),
+            "index": np.arange(which * size, (which + 1) * size, dtype=np.int32),
         }
 
     return Steps(
@@ -107,6 +110,8 @@ def peak_bytes() -> int:
 def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
     """Measures each quantity in turn, so that a slow moment of the machine affects all alike.
 
+    Speeds are those of all processes together. Every process must call it.
+
     Args:
       config: the run; its data set may be missing, and then only the steps are measured.
       rounds: the number of measurements of each quantity.
@@ -115,7 +120,7 @@ def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
     Returns:
       `first_step_seconds` (from this call, compilation included); the medians of `train`,
       `forward` and, with data, `pipeline` and `end_to_end` in images per second; `step_fraction`
-      (`end_to_end` divided by `train`); and `peak_bytes` of training.
+      (`end_to_end` divided by `train`); and `peak_bytes` of training, in this process.
     """
     with contextlib.suppress(UsageError):
         config = fit_classes(config)
@@ -146,15 +151,16 @@ def run(config: ConfigDict, rounds: int, steps: int) -> dict[str, Any]:
             seconds[name].append((time.perf_counter() - before) / steps)
             _settle()
     for name, values in seconds.items():
-        result[name] = config.batch_size / statistics.median(values)
+        result[name] = config.batch_size / _slowest(statistics.median(values))
     if source is not None:
         result["step_fraction"] = result["end_to_end"] / result["train"]
-        result["pipeline"] = pipeline_speed(config, source, batches=max(steps, 10))
+        stream = _batches(config, source, bench.placement)
+        result["pipeline"] = pipeline_speed(config, stream, batches=max(steps, 10))
     return result
 
 
 def _end_to_end(bench: Steps, config: ConfigDict, source: Source) -> Callable[[int], None]:
-    batches = _batches(config, source)
+    batches = _batches(config, source, bench.placement)
     bench.placement.put_batch(next(batches))
     _settle()
 
@@ -176,21 +182,39 @@ def _settle() -> None:
         busy = (time.process_time() - before) / 0.25
 
 
-def _batches(config: ConfigDict, source: Source) -> Iterator[pipeline.Batch]:
+def _slowest(seconds: float) -> float:
+    """The longest time that any process took for the same."""
+    if jax.process_count() == 1:
+        return seconds
+    return float(multihost_utils.process_allgather(np.float32(seconds)).max())
+
+
+def _batches(
+    config: ConfigDict, source: Source, placement: parallel.Placement
+) -> Iterator[pipeline.Batch]:
     return pipeline.train_batches(
-        source, config.data, seed=config.seed, batch_size=config.batch_size
+        source,
+        config.data,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        part=placement.batch_part,
     )
 
 
-def pipeline_speed(config: ConfigDict, source: Source, batches: int) -> float:
-    """Images per second of the input alone, after what was read ahead has been used up."""
-    stream = _batches(config, source)
+def pipeline_speed(config: ConfigDict, stream: Iterator[pipeline.Batch], batches: int) -> float:
+    """Images per second of the input alone, after what was read ahead has been used up.
+
+    Args:
+      config: the run.
+      stream: of this process's part of each batch.
+      batches: number of batches to measure.
+    """
     for _ in range(8):
         next(stream)
     before = time.perf_counter()
     for _ in range(batches):
         next(stream)
-    return batches * config.batch_size / (time.perf_counter() - before)
+    return batches * config.batch_size / _slowest(time.perf_counter() - before)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -208,6 +232,6 @@ def table(result: dict[str, Any]) -> str:
         ]
     else:
         rows += [("training from data", f"not measured: {result['no_data']}")]
-    rows += [("peak memory", f"{result['peak_bytes'] / 1e9:.2f} GB on the host")]
+    rows += [("peak memory", f"{result['peak_bytes'] / 1e9:.2f} GB on the host, per process")]
     lines = [f"{result['placement']}; batch {result['batch_size']}"]
     return "\n".join(lines + [f"  {name:<20}{value}" for name, value in rows])

@@ -6,6 +6,8 @@ from alexnet_jax.config import presets, table
 from alexnet_jax.config.fields import LAYER_FIELDS, declared, suggestion
 from alexnet_jax.errors import UsageError
 
+_FIXED = "; fixed for a run that is resumed"
+
 
 def layer_table(config: ConfigDict) -> str:
     """Every layer with its shapes, parameters, multiply-adds per image and exchange."""
@@ -175,13 +177,13 @@ def field_table(group: str = "", markdown: bool = False) -> str:
     if not markdown:
         return "\n".join(
             f"{path} = {field.default!r}\n    {field.help}\n    {field.range()}"
-            + ("" if field.resume else "; fixed for a run that is resumed")
+            + (_FIXED if field.resume == "fixed" else "")
             for path, field in found.items()
         )
     rows = ["| field | default | meaning | values |", "|---|---|---|---|"]
     for path, field in found.items():
         values = f"{field.range()}; since {field.since}"
-        values += "" if field.resume else "; fixed for a run that is resumed"
+        values += _FIXED if field.resume == "fixed" else ""
         cells = (f"`{path}`", f"`{field.default!r}`", field.help, values)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)

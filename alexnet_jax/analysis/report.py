@@ -21,6 +21,7 @@ from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import drawing, log
+from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
 
 PREDICTIONS = 8
@@ -241,7 +242,7 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
     from alexnet_jax.data.sources import open_sources
     from alexnet_jax.training.origin import load
 
-    sources = open_sources(config)
+    sources = open_sources(config, *workdirs.class_names(config, workdir))
     run = load(workdir, placement=config.placement)
     test = features_of(run, sources["test"], None)
     train = features_of(run, sources["train"], _MOST_FEATURES)

@@ -186,7 +186,13 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
     mine = runs(config)[part[0] - 1 :: part[1]]
     for number, (variant, seed) in enumerate(mine, 1):
         workdir = folder / variant / f"seed-{seed}"
-        wanted = fit_classes(run_config(config, variant, seed))
+        asked = run_config(config, variant, seed)
+        wanted = fit_classes(asked)
+        if wanted.batch_size != asked.batch_size:  # What variants differ in would be lost.
+            raise UsageError(
+                f"variant {variant!r}: config.batch_size = {asked.batch_size} is more than the "
+                f"training images: use {wanted.batch_size}"
+            )
         if finished(workdir):
             _check_same(workdir, wanted)
             continue

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.config import leaves
+from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import log
 from alexnet_jax.training import workdir as workdirs
@@ -67,7 +68,8 @@ def verify(config: ConfigDict, workdir: Path, until: int = 0) -> Verdict:
       until: the last step to run again; 0: that of the first checkpoint in the log.
 
     Raises:
-      UsageError: the workdir has no log, or its log ends before that step.
+      UsageError: the workdir has no log, its log ends before that step, or the data set has other
+        classes.
     """
     logged = repeatable(log.read(workdir))
     saved = sorted(step for step, kind in logged if kind == Saved.kind)
@@ -77,8 +79,11 @@ def verify(config: ConfigDict, workdir: Path, until: int = 0) -> Verdict:
     if until > saved[-1]:
         raise UsageError(f"--until={until}: the log of {workdir} is whole up to step {saved[-1]}")
     here = workdirs.environment(parallel.place(config))
+    sources = open_sources(config, *workdirs.class_names(config, workdir))
+    unseen = config.copy_and_resolve_references()
+    unseen.update(tensorboard=False, wandb_project="")  # They show the run itself, and once.
     with tempfile.TemporaryDirectory(prefix="alexnet_jax-verify-") as folder:
-        train_and_evaluate(config, Path(folder), until=until)
+        train_and_evaluate(unseen, folder, until=until, sources=sources)
         again = repeatable(log.read(Path(folder)))
     lines = {key: line for key, line in logged.items() if key[0] <= until}
     return Verdict(

@@ -98,12 +98,12 @@ def statistics(flag: flags.FlagValues) -> None:
     """Compute a data set's mean image and RGB principal components, for data.mean and colour."""
     config, workdir = flag.config, Path(flag.workdir)
     _start(config)
-    from alexnet_jax.data.inputs import STATISTICS, compute_statistics
-    from alexnet_jax.training.workdir import Writer
+    from alexnet_jax.data.inputs import STATISTICS, keep_statistics
+    from alexnet_jax.training.workdir import Writer, is_trained
 
     with Writer(workdir):
-        result = compute_statistics(config, workdir / STATISTICS)
-    print(f"wrote {workdir / STATISTICS}, from {result.num_examples} images. In a config:")
+        result = keep_statistics(config, workdir, is_trained(workdir))
+    print(f"{workdir / STATISTICS}, from {result.num_examples} images. In a config:")
     print(f"  data.channel_mean = {tuple(round(float(x), 4) for x in result.channel_mean)}")
     print(f"  data.colour.stdevs = {tuple(round(float(x), 6) for x in result.stdevs)}")
     rows = tuple(tuple(round(float(x), 8) for x in row) for row in result.eigenvectors)
@@ -135,9 +135,13 @@ def prepare(flag: flags.FlagValues) -> None:
 def bench(flag: flags.FlagValues) -> None:
     """Measure the training step, the forward pass and the input of a config on this machine."""
     _start(flag.config)
+    import jax
+
     from alexnet_jax.analysis import bench as benchmark
 
-    print(benchmark.table(benchmark.run(flag.config, flag.rounds, flag.steps)))
+    result = benchmark.run(flag.config, flag.rounds, flag.steps)
+    if jax.process_index() == 0:  # The speed of all processes is said once.
+        print(benchmark.table(result))
 
 
 def study(flag: flags.FlagValues) -> int:

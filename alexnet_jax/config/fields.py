@@ -11,7 +11,7 @@ import difflib
 import math
 import operator
 from collections.abc import Collection, Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from ml_collections import ConfigDict
 
@@ -52,7 +52,10 @@ class Field:
       since: the version that brought it.
       before: what runs of earlier versions did, if that is not the default: a value, or the path
         of the field whose value it takes.
-      resume: whether a resumed run may change it.
+      resume: what a run that resumes in a workdir may do with it. `fixed`: it keeps the value that
+        its weights were trained with; so does a field whose declaration does not say. `onward`:
+        another value holds for the steps from there on, if there are any. `free`: it decides where
+        a run is computed and what is shown of it, not what comes out but for rounding.
     """
 
     default: Any
@@ -68,7 +71,7 @@ class Field:
     optional: bool = False
     since: str = "0.1.0"
     before: Any = None
-    resume: bool = False
+    resume: Literal["fixed", "onward", "free"] = "fixed"
 
     @property
     def kind(self) -> type[Any]:
@@ -177,41 +180,44 @@ FIELDS: dict[str, Field] = {
         "auto",
         "Where the towers run: vmap (one device), pmap (one device per tower), mesh (2 x N); auto "
         "chooses by the devices found.",
-        choices=("auto", "vmap", "pmap", "mesh"), resume=True,
+        choices=("auto", "vmap", "pmap", "mesh"), resume="free",
     ),
     "batch_size": Field(
-        128, "Images per step, over all devices and processes.", low=1, high=2**20,
+        128,
+        "Images per step, over all devices and processes; of your own images, no more than there "
+        "are to train on.",
+        low=1, high=2**20,
     ),
     "accumulate_steps": Field(
         1, "Parts in which each device works through its share of a batch, to save memory.",
-        low=1, resume=True,
+        low=1, resume="free",
     ),
     "num_epochs": Field(
         90.0, "Length of the run in passes over the training images.",
-        low=0, high=10**6, resume=True,
+        low=0, high=10**6, resume="onward",
     ),
     "stop_at_error": Field(
         0.0,
         "Ends the run once the top-1 error of the last of evaluate.splits is at most this fraction;"
         " 0: never.",
-        low=0, resume=True,
+        low=0, resume="onward",
     ),
-    "log_every_steps": Field(20, "Steps per line of the training log.", low=1, resume=True),
-    "checkpoint_every_steps": Field(1000, "Steps between checkpoints.", low=1, resume=True),
+    "log_every_steps": Field(20, "Steps per line of the training log.", low=1, resume="free"),
+    "checkpoint_every_steps": Field(1000, "Steps between checkpoints.", low=1, resume="free"),
     "warn_stuck_after_steps": Field(
         5000, "Warns if the loss is still that of guessing after this many steps; 0: never.",
-        low=0, resume=True,
+        low=0, resume="free",
     ),
     "warn_slow_step_after_seconds": Field(
         600, "Writes the stacks of all threads if one step takes longer; 0: never.",
-        low=0, resume=True,
+        low=0, resume="free",
     ),
     "max_not_finite_steps": Field(
         5, "Consecutive steps with NaN or infinity, which are not applied, before the run ends.",
-        low=1, resume=True,
+        low=1, resume="onward",
     ),
     "keep_checkpoints": Field(
-        2, "Latest checkpoints that are kept, besides the best one.", low=1, resume=True,
+        2, "Latest checkpoints that are kept, besides the best one.", low=1, resume="free",
     ),
     "init_from": Field(
         "", "A workdir, .safetensors or .onnx file with the weights that the run starts from.",
@@ -224,33 +230,33 @@ FIELDS: dict[str, Field] = {
         (),
         "Modules to import first, which register operations, optimizers, sources or metrics of "
         "your own.",
-        items=str, since="0.2.0", resume=True,
+        items=str, since="0.2.0", resume="free",
     ),
     "tensorboard": Field(
-        False, "Writes TensorBoard event files into the workdir.", since="0.2.0", resume=True,
+        False, "Writes TensorBoard event files into the workdir.", since="0.2.0", resume="free",
     ),
     "wandb_project": Field(
         "", "Project of Weights & Biases to which the log is also sent.",
-        since="0.2.0", resume=True,
+        since="0.2.0", resume="free",
     ),
     "distributed.enabled": Field(
         False,
         "Several processes, one per host or device, each started with the same command; on Slurm, "
         "Kubernetes and Cloud TPU this is the only field to set.",
-        resume=True,
+        resume="free",
     ),
-    "distributed.coordinator": Field("", "HOST:PORT of process 0.", resume=True),
+    "distributed.coordinator": Field("", "HOST:PORT of process 0.", resume="free"),
     "distributed.process_count": Field(
-        0, "Number of processes; 0: from the cluster.", low=0, resume=True,
+        0, "Number of processes; 0: from the cluster.", low=0, resume="free",
     ),
     "distributed.process_id": Field(
-        -1, "Number of this process, from 0; -1: from the cluster.", low=-1, resume=True,
+        -1, "Number of this process, from 0; -1: from the cluster.", low=-1, resume="free",
     ),
     "distributed.start_timeout_seconds": Field(
-        300, "How long to wait for the other processes at the start.", low=1, resume=True,
+        300, "How long to wait for the other processes at the start.", low=1, resume="free",
     ),
     "distributed.lost_after_seconds": Field(
-        100, "A process that is silent for this long ends the run.", low=1, resume=True,
+        100, "A process that is silent for this long ends the run.", low=1, resume="free",
     ),
     "model.num_classes": Field(1000, "Number of classes.", low=2, high=10**6),
     "model.towers": Field(
@@ -279,7 +285,7 @@ FIELDS: dict[str, Field] = {
         "tfds:imagenet2012",
         "Where images come from: digits, tfds:NAME[:VERSION], folder:PATH, prepared:PATH, or a "
         "source of your own.",
-        resume=True,
+        resume="onward",
     ),
     "data.train_split": Field("train", "The split to train on."),
     "data.test_split": Field("validation", "The split to test on."),
@@ -314,11 +320,12 @@ FIELDS: dict[str, Field] = {
         choices=("area", "bilinear", "triangle"),
     ),
     "data.max_pixels": Field(
-        100_000_000, "Largest image that is decoded, in pixels.", low=1, high=2**40, resume=True,
+        100_000_000, "Largest image that is decoded, in pixels.", low=1, high=2**40,
+        resume="onward",
     ),
     "data.max_unreadable": Field(
         0, "Unreadable images that are replaced by the next in order; one more is an error.",
-        low=0, resume=True,
+        low=0, resume="onward",
     ),
     "data.pad": Field(
         0, "Pixels mirrored around a training image before its crop.", low=0, high=2**13,
@@ -360,87 +367,91 @@ FIELDS: dict[str, Field] = {
         choices=OPTIMIZERS, since="0.2.0",
     ),
     "optimizer.learning_rate": Field(
-        0.01, "Learning rate of the weights at the start.", above=0, resume=True,
+        0.01, "Learning rate of the weights at the start.", above=0, resume="onward",
     ),
     "optimizer.rate_scaling": Field(
         "none", "How the rate grows with batch_size / rate_scaling_batch.",
-        choices=("none", "linear", "sqrt"), resume=True,
+        choices=("none", "linear", "sqrt"), resume="onward",
     ),
     "optimizer.rate_scaling_batch": Field(
-        128, "Batch size for which learning_rate is given.", low=1, resume=True,
+        128, "Batch size for which learning_rate is given.", low=1, resume="onward",
     ),
     "optimizer.warmup_epochs": Field(
-        0.0, "Epochs over which the rates rise from zero.", low=0, resume=True,
+        0.0, "Epochs over which the rates rise from zero.", low=0, resume="onward",
     ),
     "optimizer.trust_coefficient": Field(
-        0.0, "Trust coefficient of LARS (sgd_2012); 0: plain momentum.", low=0, resume=True,
+        0.0, "Trust coefficient of LARS (sgd_2012); 0: plain momentum.", low=0, resume="onward",
     ),
     "optimizer.momentum": Field(
-        0.9, "Momentum; of Adam, the decay of the first moment.", low=0, resume=True,
+        0.9, "Momentum; of Adam, the decay of the first moment.", low=0, resume="onward",
     ),
     "optimizer.weight_decay": Field(
-        5e-4, "Weight decay of layers that have none of their own.", low=0, resume=True,
+        5e-4, "Weight decay of layers that have none of their own.", low=0, resume="onward",
     ),
-    "optimizer.decay_biases": Field(False, "Whether biases decay too.", resume=True),
+    "optimizer.decay_biases": Field(False, "Whether biases decay too.", resume="onward"),
     "optimizer.bias_rate_multiplier": Field(
-        1.0, "Rate of the biases as a multiple of the weights'.", low=0, resume=True,
+        1.0, "Rate of the biases as a multiple of the weights'.", low=0, resume="onward",
     ),
     "optimizer.biases_follow_schedule": Field(
-        True, "Whether the rate of the biases follows the schedule.", resume=True,
+        True, "Whether the rate of the biases follows the schedule.", resume="onward",
     ),
     "optimizer.schedule": Field(
         "steps", "How the rate falls.",
-        choices=SCHEDULES, resume=True,
+        choices=SCHEDULES, resume="onward",
     ),
     "optimizer.drop_factor": Field(
-        0.1, "Factor of each drop (steps, plateau).", above=0, resume=True,
+        0.1, "Factor of each drop (steps, plateau).", above=0, resume="onward",
     ),
     "optimizer.drop_epochs": Field(
-        (30.0, 60.0, 80.0), "Epochs of the drops (steps).", low=0, resume=True,
+        (30.0, 60.0, 80.0), "Epochs of the drops (steps).", low=0, resume="onward",
     ),
     "optimizer.conv1_drop_epochs": Field(
         (), "Epochs of the drops of conv1's weights (steps); empty: with the rest.",
-        low=0, resume=True,
+        low=0, resume="onward",
     ),
     "optimizer.conv1_freeze_epoch": Field(
-        0.0, "Epoch from which on conv1's weights stay as they are; 0: never.", low=0, resume=True,
+        0.0, "Epoch from which on conv1's weights stay as they are; 0: never.", low=0,
+        resume="onward",
     ),
     "optimizer.polynomial_power": Field(
-        2.0, "Power of the remaining share of the run (polynomial).", above=0, resume=True,
+        2.0, "Power of the remaining share of the run (polynomial).", above=0, resume="onward",
     ),
     "optimizer.exponential_factor": Field(
-        250.0, "First rate divided by the last (exponential_steps).", above=0, resume=True,
+        250.0, "First rate divided by the last (exponential_steps).", above=0, resume="onward",
     ),
     "optimizer.exponential_steps": Field(
-        4, "Number of rates (exponential_steps).", low=1, high=10**4, resume=True,
+        4, "Number of rates (exponential_steps).", low=1, high=10**4, resume="onward",
     ),
     "optimizer.bias_exponential_factor": Field(
-        10.0, "The same factor for biases.", above=0, resume=True,
+        10.0, "The same factor for biases.", above=0, resume="onward",
     ),
     "optimizer.bias_exponential_steps": Field(
-        2, "The same number for biases.", low=1, high=10**4, resume=True,
+        2, "The same number for biases.", low=1, high=10**4, resume="onward",
     ),
     "optimizer.plateau_patience": Field(
-        3, "Evaluations without a lower error before a drop (plateau).", low=1, resume=True,
+        3, "Evaluations without a lower error before a drop (plateau).", low=1, resume="onward",
     ),
-    "optimizer.plateau_drops": Field(3, "Largest number of drops (plateau).", low=0, resume=True),
-    "evaluate.every_epochs": Field(1.0, "Epochs between evaluations.", above=0, resume=True),
+    "optimizer.plateau_drops": Field(
+        3, "Largest number of drops (plateau).", low=0, resume="onward",
+    ),
+    "evaluate.every_epochs": Field(1.0, "Epochs between evaluations.", above=0, resume="onward"),
     "evaluate.batch_size": Field(
-        256, "Images per evaluation step; ten views count as ten.", low=1, high=2**20, resume=True,
+        256, "Images per evaluation step; ten views count as ten.", low=1, high=2**20,
+        resume="free",
     ),
     "evaluate.splits": Field(
         ("validation",),
         "Splits evaluated during training: train, validation, both or none; the last one steers "
         "plateau, best checkpoint and stop_at_error. The test split is evaluated once, at the end.",
-        items=str, resume=True,
+        items=str, resume="onward",
     ),
     "evaluate.metrics": Field(
         (), "Metrics that are evaluated besides the loss and the top-1 and top-5 errors.",
-        items=str, choices=METRICS, since="0.2.0", resume=True,
+        items=str, choices=METRICS, since="0.2.0", resume="onward",
     ),
     "evaluate.final_views": Field(
         1, "Views per image in the test after training: the centre crop; 9 or 10 adds the others.",
-        choices=(1, 9, 10), resume=True,
+        choices=(1, 9, 10), resume="onward",
     ),
 }  # fmt: skip
 
@@ -468,7 +479,7 @@ LAYER_FIELDS: dict[str, Field] = {
     ),
     "weight_decay": Field(
         None, "Weight decay of this layer; None: optimizer.weight_decay.",
-        low=0, optional=True, resume=True,
+        low=0, optional=True, resume="onward",
     ),
 }  # fmt: skip
 """The fields of `model.layers.NAME`."""

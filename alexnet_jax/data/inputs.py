@@ -6,6 +6,7 @@ in floating point happens here.
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
@@ -154,25 +156,82 @@ def with_mean(data: ConfigDict, mean: np.ndarray) -> Inputs:
     return Inputs(mean, data.scale, divisor, data.crop_size)
 
 
-def of_run(config: ConfigDict, workdir: Path, source: Source | None = None) -> Inputs:
-    """The input rule of a run. A mean image is computed once and kept in the workdir.
+def of_run(
+    config: ConfigDict, workdir: Path, source: Source | None = None, *, trained: bool = True
+) -> Inputs:
+    """The input rule of a run. Its mean image is computed once and kept in the workdir.
 
     Args:
       config: of the run.
       workdir: its folder.
       source: the images that are trained on; None for those that `config.data` names.
+      trained: whether there are weights of the run: they go with the mean image that is there.
 
     Raises:
-      UsageError: the data set is missing, or the file in the workdir is damaged.
+      UsageError: the data set is missing, or the file in the workdir is missing or damaged.
     """
     if config.data.mean != "image":
         return build(config.data, None)
     path = workdir / STATISTICS
-    if not path.exists() and jax.process_index() == 0:
-        compute_statistics(config, path, source)
-    while not path.exists():  # The first process computes it for all.
-        time.sleep(1)
+    if not trained:
+        _prepare_statistics(config, path, source)
+    elif not path.exists():
+        raise UsageError(
+            f"{path} is missing, the mean image that the run was trained with: put it back, or "
+            f"compute it again: python -m alexnet_jax statistics --config=... --workdir={workdir}"
+        )
     return build(config.data, statistics.load(path).mean_image)
+
+
+def _prepare_statistics(config: ConfigDict, path: Path, source: Source | None) -> None:
+    """Returns once the file holds the statistics of the images that are trained on.
+
+    Of several processes, the first computes them. What is there from a run that came to no
+    checkpoint may be of other images.
+    """
+    source = open_train(config.data) if source is None else source
+    first = jax.process_index() == 0
+    if first and os.path.lexists(path) and not _is_of(path, statistics.key(source, config.data)):
+        print(f"statistics: {path} is of other images, and is computed again", file=sys.stderr)
+        path.unlink()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(STATISTICS)
+    if first and not path.exists():
+        compute_statistics(config, path, source)
+    while not path.exists():
+        time.sleep(1)
+
+
+def _is_of(path: Path, key: str | None) -> bool:
+    """Whether a file holds the statistics of what has this key; images in memory have none."""
+    try:
+        return key is not None and statistics.load(path).key == key
+    except UsageError:
+        return False
+
+
+def keep_statistics(config: ConfigDict, workdir: Path, trained: bool) -> statistics.Statistics:
+    """The statistics that a workdir keeps, computed if it has none of these images.
+
+    Args:
+      config: a run.
+      workdir: the folder, which is locked.
+      trained: whether there are weights of a run, whose mean image stays.
+
+    Raises:
+      UsageError: the data set is missing, an image cannot be read, or there is the mean image of a
+        run that was trained on other images.
+    """
+    path, source = workdir / STATISTICS, open_train(config.data)
+    if os.path.lexists(path):
+        if _is_of(path, statistics.key(source, config.data)):
+            return statistics.load(path)
+        if trained:
+            raise UsageError(
+                f"{path} is the mean image that the run there was trained with, and of other "
+                f"images than {source.name}: name another --workdir"
+            )
+    return compute_statistics(config, path, source)
 
 
 def compute_statistics(
@@ -194,14 +253,12 @@ def compute_statistics(
 
     source = open_train(data) if source is None else source
     key = statistics.key(source, data)
-    if key is None:
-        result = statistics.compute(source, data, show)
-    else:
-        kept = cache.folder() / f"statistics-{key}.npz"
-        try:
-            result = statistics.load(kept)
-        except UsageError:  # There is none yet, or it is damaged.
-            result = statistics.compute(source, data, show)
+    kept = None if key is None else cache.folder() / f"statistics-{key}.npz"
+    if kept is not None and _is_of(kept, key):
+        result = statistics.load(kept)
+    else:  # There is none yet, or it is damaged.
+        result = dataclasses.replace(statistics.compute(source, data, show), key=key or "")
+        if kept is not None:
             with contextlib.suppress(OSError):
                 result.save(kept)
     result.save(path)

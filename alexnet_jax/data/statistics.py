@@ -43,6 +43,8 @@ class Statistics:
       eigenvectors: float32 `[3, 3]`, those components as columns (rows are R, G, B), with signs
         such that the largest entry of each is positive.
       num_examples: number of images.
+      key: of what they were computed from, as `key` returns it; empty where it has none, or was
+        written by version 0.1.
     """
 
     mean_image: np.ndarray
@@ -50,14 +52,16 @@ class Statistics:
     stdevs: np.ndarray
     eigenvectors: np.ndarray
     num_examples: int
+    key: str = ""
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one .npz file, completely or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.unlink(missing_ok=True)
         try:
-            with partial.open("wb") as file:
+            with partial.open("xb") as file:  # never through a link
                 np.savez(file, **dataclasses.asdict(self))
             partial.replace(path)
         finally:
@@ -138,19 +142,20 @@ def load(path: str | os.PathLike[str]) -> Statistics:
     Raises:
       UsageError: there is no such file, or it has other content.
     """
-    fields = [field.name for field in dataclasses.fields(Statistics)]
+    fields = {field.name for field in dataclasses.fields(Statistics)}
     try:
         # NumPy does not close a file that it opened and could not read.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if sorted(archive.files) != sorted(fields):
+            if {*archive.files, "key"} != fields:
                 raise ValueError(f"it holds {', '.join(archive.files)}")
-            arrays = {name: archive[name] for name in fields}
+            arrays = {name: archive[name] for name in archive.files}
         _check(arrays)
     except _UNREADABLE as error:
         raise UsageError(
             f"{path} is not a file of statistics ({error}); remove it and compute it again"
         ) from error
-    return Statistics(num_examples=int(arrays.pop("num_examples")), **arrays)
+    count, of = int(arrays.pop("num_examples")), str(arrays.pop("key", ""))
+    return Statistics(num_examples=count, key=of, **arrays)
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:

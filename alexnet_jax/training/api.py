@@ -22,6 +22,7 @@ from alexnet_jax.model.tower import build_tower, draw_parameters, initial_statis
 from alexnet_jax.parallel.hosts import prepare_process
 from alexnet_jax.paths import local
 from alexnet_jax.training import evaluate as evaluation
+from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.events import Evaluation, Event, to_json
 from alexnet_jax.training.log import read as read_log
 from alexnet_jax.training.loop import train_and_evaluate
@@ -192,7 +193,7 @@ def evaluate_workdir(
       UsageError: there is no such checkpoint or split, or the data set is missing.
     """
     placement = parallel.place(config)
-    sources = open_sources(config)
+    sources = open_sources(config, *workdirs.class_names(config, workdir))
     if split not in sources:
         raise UsageError(f"--split={split}: {workdir} has none; it has {', '.join(sources)}")
     check_classes(sources["train"], sources[split])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from alexnet_jax import paths
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.events import Event, Saved, from_json, to_json
 from alexnet_jax.training.run import Part, Run
@@ -25,11 +26,10 @@ class Log(Part):
         path = run.workdir / LOG
         if jax.process_index() > 0:  # pyright: ignore[reportUnknownMemberType]
             path = Path(os.devnull)
-        elif path.exists():
+        elif os.path.lexists(path):
             # Replaced as a whole: a log of days must not be lost if the process is killed here.
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(_kept(path.read_text().splitlines(), run.step)))
-            partial.replace(path)
+            lines = path.read_text().splitlines() if path.exists() else []
+            paths.write(path, "".join(_kept(lines, run.step)))
         self._file = path.open("a")
 
     def on_event(self, run: Run, event: Event) -> None:

@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import gc
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
 from ml_collections import ConfigDict
 
@@ -16,7 +18,7 @@ from alexnet_jax.config import validate
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.protocol import Source
-from alexnet_jax.data.sources import fit_classes, open_sources
+from alexnet_jax.data.sources import fit_classes, fitting_batch, open_sources, with_classes
 from alexnet_jax.data.sources.arrays import NAME as GIVEN
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial_statistics
@@ -34,8 +36,6 @@ from alexnet_jax.training.schedules import schedule
 from alexnet_jax.training.state import TrainState, init_state
 from alexnet_jax.training.step import make_train_step
 from alexnet_jax.training.stop import Stop
-
-RESULT = "result.json"
 
 
 def loop(run: Run) -> None:
@@ -66,6 +66,8 @@ def train_and_evaluate(
 ) -> dict[str, Any]:
     """Trains to the end of a run, resuming it if `workdir` holds a checkpoint.
 
+    If the run there has ended, and `config` does not ask for more of it, nothing is written.
+
     Args:
       config: the configuration.
       workdir: the folder that the run writes.
@@ -87,20 +89,31 @@ def train_and_evaluate(
       Stopped: a signal asked the run to stop, and the state is saved.
     """
     workdir = Path(workdir)
+    wanted = config.batch_size
     config = fit_classes(config) if sources is None else _with_given_sources(config, sources)
     if optimizer is not None:
         config = config.copy_and_resolve_references()
         config.optimizer.rule = "given"
     validate(config)
+    if (done := workdirs.ended(config, workdir)) is not None:
+        given = GIVEN in (config.data.source, config.optimizer.rule)
+        note = "; what is given in Python was not compared" if given else ""
+        if jax.process_index() == 0:
+            text = f"{workdir} holds this run, which has ended: nothing is to do{note}"
+            print(text, file=sys.stderr)
+        return done
     placement = parallel.place(config)
     tower = build_tower(config.model)
     with ThreadPoolExecutor(1) as background:
         # Meanwhile TensorFlow is imported; each takes seconds.
         drawn = background.submit(_variables, tower, config)
-        sources = open_sources(config) if sources is None else dict(sources)
-    # A batch that is too large and an optimizer that does not fit are reported before the folder is
-    # touched.
+        sources = open_sources(config) if sources is None else with_classes(sources)
+    # A batch that is too large, a folder of another run and an optimizer that does not fit are
+    # reported before the folder is touched.
     steps_per_epoch = pipeline.steps_per_epoch(sources["train"].num_examples, config.batch_size)
+    if workdirs.is_trained(workdir):
+        workdirs.check_resumed(config, workdir, steps_per_epoch)
+        sources = with_classes(sources, *workdirs.class_names(config, workdir))
     num_steps = round(config.num_epochs * steps_per_epoch)
     tx = (
         optimizers.build(config, steps_per_epoch, num_steps)
@@ -129,6 +142,9 @@ def train_and_evaluate(
                 part.start(run)
             for change in changes if run.step else ():
                 run.emit(Warned(run.step, f"from step {run.step + 1} on {change}"))
+            if config.batch_size != wanted and not run.step:
+                fitted = f"the training images are fewer: {config.batch_size} is used"
+                run.emit(Warned(1, f"config.batch_size = {wanted}: {fitted}"))
             stack.enter_context(_settled())
             with contextlib.suppress(evaluation.Interrupted):
                 loop(run)
@@ -144,7 +160,7 @@ def train_and_evaluate(
 def _with_given_sources(config: ConfigDict, sources: Mapping[str, Source]) -> ConfigDict:
     """Returns the configuration of a run whose images are given in Python.
 
-    It names only the splits that there are.
+    It names only the splits that there are, and its batch is at most the training images.
 
     Raises:
       UsageError: there are no images to train on, or the classes are not those of the network.
@@ -162,6 +178,7 @@ def _with_given_sources(config: ConfigDict, sources: Mapping[str, Source]) -> Co
     config.data.validation_split = "validation" if "validation" in sources else ""
     config.data.validation_fraction = 0.0
     config.evaluate.splits = tuple(name for name in config.evaluate.splits if name in sources)
+    config.batch_size = fitting_batch(config.batch_size, sources["train"].num_examples)
     return config
 
 
@@ -203,12 +220,11 @@ def begin(
     steps_per_epoch = pipeline.steps_per_epoch(source.num_examples, config.batch_size)
     num_steps = round(config.num_epochs * steps_per_epoch)
     position = {"training images": source.num_examples}
-    step, memory = 0, {}
-    if checkpoints.steps():
-        workdirs.check_resumed(config, workdir, source.class_names)
+    step, memory, trained_with = 0, {}, None
+    trained = workdirs.is_trained(workdir)
     if (restored := checkpoints.restore_latest(state)) is not None:
         step, state, extra = restored
-        memory = extra["parts"]
+        memory, trained_with = extra["parts"], extra.get("config")  # earlier runs have none
         for name, value in position.items():
             if extra["position"][name] != value:
                 raise UsageError(
@@ -220,11 +236,18 @@ def begin(
                 f"config.num_epochs = {config.num_epochs} is {num_steps} steps, but "
                 f"--workdir={workdir} holds a run of {step}: choose another"
             )
+    elif trained:
+        raise UsageError(
+            f"--workdir={workdir} holds the result of a run without its checkpoints: put them "
+            "back, or choose another"
+        )
     elif config.init_from:
         start = initial(config, state.variables, source.class_names)
         state = dataclasses.replace(state, **start)
-    inputs = input_rules.of_run(config, workdir, source)
-    changes = workdirs.write_config(config, workdir)
+    inputs = input_rules.of_run(config, workdir, source, trained=trained)
+    if jax.process_index() == 0:  # The run goes on: it has not ended any more.
+        (workdir / workdirs.RESULT).unlink(missing_ok=True)
+    changes = workdirs.write_config(config, workdir, trained_with)
     workdirs.write_json(workdir / "env.json", workdirs.environment(placement))
     workdirs.write_json(workdir / workdirs.CLASSES, list(source.class_names))
     unreadable: dict[str, dict[int, str]] = {split: {} for split in sources}
@@ -285,7 +308,7 @@ def finish(run: Run) -> dict[str, Any]:
         result[split] = {k: v for k, v in to_json(event).items() if k not in where}
     if final is None:
         result["training"] = _training_mean(run)
-    workdirs.write_json(run.workdir / RESULT, result)
+    workdirs.write_json(run.workdir / workdirs.RESULT, result)
     return result
 
 

@@ -1,12 +1,10 @@
 """Networks from workdirs and files of weights, and runs that start from one."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.config import from_json
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
@@ -15,7 +13,7 @@ from alexnet_jax.parallel.hosts import prepare_process
 from alexnet_jax.paths import local
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.network import Network
-from alexnet_jax.training.workdir import CLASSES
+from alexnet_jax.training.workdir import class_names, read_config
 from alexnet_jax.weights import files
 from alexnet_jax.weights.column import Column, to_towers
 
@@ -29,15 +27,14 @@ def config_of(origin: str | Path) -> ConfigDict:
     origin = _local(origin)
     if _is_file(origin):
         return files.read(origin).config
-    path = origin / "config.json"
     try:
-        text = path.read_text()
+        (origin / "config.json").stat()
     except OSError as error:
         raise UsageError(
             f"{origin}: {error.strerror}: name a folder that `train` wrote, or a file "
             f"({', '.join(files.SUFFIXES)})"
         ) from error
-    return from_json(text, str(path))
+    return read_config(origin)
 
 
 def mean_of(origin: str | Path) -> np.ndarray:
@@ -94,14 +91,9 @@ def _is_file(origin: Path) -> bool:
 
 
 def _class_names(config: ConfigDict, workdir: Path) -> tuple[str, ...]:
-    try:
-        names = json.loads((workdir / CLASSES).read_text())
-    except (OSError, ValueError):
-        names = None
+    names, _ = class_names(config, workdir)
     # The first runs of version 0.1 did not write them: they are those of the data set.
-    if not isinstance(names, list) or len(names) != config.model.num_classes:
-        return open_sources(config)["test"].class_names
-    return tuple(map(str, names))
+    return names or open_sources(config)["test"].class_names
 
 
 def of_column(found: Column, placement: str = "vmap") -> Network:

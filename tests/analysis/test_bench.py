@@ -27,7 +27,7 @@ class Steps:
     def __init__(self, clock):
         self.clock, self.calls = clock, []
         self.placement = types.SimpleNamespace(
-            describe=lambda: "vmap", put_batch=lambda batch: batch
+            describe=lambda: "vmap", put_batch=lambda batch: batch, batch_part=(0, 1)
         )
         self.state, self.fed = 0, []
 
@@ -58,8 +58,8 @@ def steps(clock, monkeypatch):
 def test_speeds_are_images_a_second_of_the_median_round(steps, clock, monkeypatch):
     ahead = iter([0, 8])  # of training from data none; of the input alone eight are ready
 
-    def batches(source, data, *, seed, batch_size):
-        assert (source.split, batch_size) == ("train", BATCH)
+    def batches(source, data, *, seed, batch_size, part):
+        assert (source.split, batch_size, part) == ("train", BATCH, (0, 1))
         ready = next(ahead)
         for number in range(100):
             clock.seconds += 0.25 if number >= ready else 0.0
@@ -81,6 +81,29 @@ def test_speeds_are_images_a_second_of_the_median_round(steps, clock, monkeypatc
     }
     assert {name: result[name] for name in expected} == pytest.approx(expected)
     assert (result["placement"], result["batch_size"]) == ("vmap", BATCH)
+
+
+def test_of_several_processes_each_feeds_its_part_and_the_slowest_counts(steps, clock, monkeypatch):
+    """The speed is that of all: the whole batch by the time of the last of them."""
+    parts = []
+
+    def batches(source, data, *, seed, batch_size, part):
+        parts.append((batch_size, part))
+        while True:
+            clock.seconds += 0.25
+            yield 0
+
+    monkeypatch.setattr(bench.pipeline, "train_batches", batches)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        bench.multihost_utils, "process_allgather", lambda mine: np.stack([mine, 4 * mine])
+    )
+    steps.placement.batch_part = (1, 2)
+    result = bench.run(tiny_config(), rounds=3, steps=4)
+    assert parts == [(BATCH, (1, 2))] * 2
+    speeds = {"train": 2.0, "forward": 0.5, "end_to_end": 3.25, "pipeline": 0.25}
+    found = {name: BATCH / result[name] / 4 for name in speeds}
+    assert found == pytest.approx(speeds)
 
 
 def test_without_data_only_the_steps_are_measured(steps):
@@ -124,7 +147,7 @@ def test_the_table_names_its_units():
         "forward alone": "3000.1 images/s",
         "training from data": "900.0 images/s, 0.900 of the bare step",
         "input alone": "5000 images/s",
-        "peak memory": "2.35 GB on the host",
+        "peak memory": "2.35 GB on the host, per process",
     }
     lines = ["mesh; batch 8", *(f"  {name:<20}{value}" for name, value in rows.items())]
     assert bench.table(result).splitlines() == lines
@@ -147,6 +170,24 @@ def test_peak_memory_is_in_bytes(monkeypatch):
     for system, expected in (("linux", 5 * 1024), ("darwin", 5)):
         monkeypatch.setattr(bench.sys, "platform", system)
         assert bench.peak_bytes() == expected
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_parts_of_several_processes_are_one_batch(monkeypatch, processes):
+    monkeypatch.setattr(bench.train, "make_train_step", lambda *a: None)
+    monkeypatch.setattr(bench.evaluation, "make_eval_step", lambda *a, **k: None)
+    placement = bench.parallel.Placement
+    monkeypatch.setattr(placement, "put_batch", lambda self, batch: batch)
+    whole = {"batch": [], "eval_batch": []}
+    for number in range(processes):
+        monkeypatch.setattr(placement, "batch_part", (number, processes))
+        found = bench.build(tiny_config())
+        for name, parts in whole.items():
+            parts.append(getattr(found, name))
+    for parts in whole.values():
+        assert {len(x) for part in parts for x in part.values()} == {BATCH // processes}
+        assert np.concatenate([part["index"] for part in parts]).tolist() == list(range(BATCH))
+        assert len(np.unique([part["image"] for part in parts], axis=0)) == processes
 
 
 def test_steps_are_built_over_noise_of_the_sizes_of_a_run(monkeypatch):

@@ -179,7 +179,7 @@ def test_a_data_set_is_gone_over_once_until_a_file_of_it_changes(tmp_path, monke
     config.data.update(source=f"folder:{tmp_path / 'images'}", mean="image")
 
     def mean(run, config=config):
-        return inputs.of_run(config, tmp_path / run).mean
+        return inputs.of_run(config, tmp_path / run, trained=False).mean
 
     first = mean("a")
     np.testing.assert_array_equal(mean("b"), first)
@@ -203,4 +203,4 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     png_folder(tmp_path / "images", train=10)
     config = tiny_config()
     config.data.update(source=f"folder:{tmp_path / 'images'}", mean="image")
-    assert inputs.of_run(config, tmp_path / "run").mean.shape == (32, 32, 3)
+    assert inputs.of_run(config, tmp_path / "run", trained=False).mean.shape == (32, 32, 3)

@@ -168,7 +168,7 @@ def test_the_mean_image_is_of_the_images_that_are_trained_on(root, tmp_path, mon
     config = config_of("folder", root, mean="image", **changes)
     train = open_sources(config)["train"]
     images, _ = train.squares(config.data)(np.arange(train.num_examples))
-    mean = inputs.of_run(config, tmp_path / "run").mean
+    mean = inputs.of_run(config, tmp_path / "run", trained=False).mean
     np.testing.assert_allclose(mean, images.astype(float).mean(0), rtol=1e-5)
 
 

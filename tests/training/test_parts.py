@@ -45,7 +45,11 @@ def a_run(*parts, workdir=None, **config):
         metrics=None, until=None, evaluations={}, rate=lambda step: 0.5, memory={}, position={},
         stop=types.SimpleNamespace(asked=lambda: False),
         state=types.SimpleNamespace(params={"a": np.zeros(1)}, rate_scale=np.full(2, 0.1)),
-        sources={"train": types.SimpleNamespace(num_examples=20, describe="image {}".format)},
+        sources={
+            "train": types.SimpleNamespace(
+                name="digits", num_examples=20, describe="image {}".format
+            )
+        },
     )  # fmt: skip
     return run
 

@@ -193,6 +193,7 @@ def test_evaluation_of_a_workdir_repeats_its_result(unbroken):
 
 def test_a_run_is_not_continued_as_another(unbroken, tmp_path):
     workdir = shutil.copytree(unbroken[0], tmp_path / "run")
+    (workdir / "result.json").unlink()  # as if it had been killed in its final test
     fewer, renamed = (f"folder:{png_folder(tmp_path / name, 64, 10)}" for name in "ab")
     for split in ("train", "test"):
         (tmp_path / "b" / split / "9").rename(tmp_path / "b" / split / "nine")
@@ -203,7 +204,7 @@ def test_a_run_is_not_continued_as_another(unbroken, tmp_path):
         ("num_epochs", 6 / EPOCH, "is 6 steps, but .* holds a run of 8"),
         ("data.train_split", "test", "with config.data.train_split = 'train', not 'test'"),
         ("data.source", fewer, "holds a run with training images 1293, not 58"),
-        ("data.source", renamed, r"other classes .*missing \['9'\], new \['nine'\]"),
+        ("data.source", renamed, r"other classes than .*json \(missing: 9; new: nine\): give them"),
     ):
         config = short_config()
         config.update_from_flattened_dict({field: value})

@@ -13,16 +13,18 @@ import pytest
 from matplotlib.figure import Figure
 
 from alexnet_jax.cli.main import main
+from alexnet_jax.config import presets
 from alexnet_jax.data import classes
-from alexnet_jax.data.sources import fit_classes, open_sources
+from alexnet_jax.data.sources import fit_classes, fitting_batch, open_sources
 from alexnet_jax.errors import UsageError
+from alexnet_jax.training import api
 from alexnet_jax.training import origin as trained
 from alexnet_jax.training.events import Evaluation, TrainingMean, Warned
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.parts import viewers
 from alexnet_jax.weights import files as weights
 from experiments import finetune
-from tests.support import png_folder
+from tests.support import png_folder, three_layers
 from tests.training.test_train import lines, short_config
 
 
@@ -70,6 +72,56 @@ def test_classes_are_those_of_the_folder(tmp_path):
     # And of a data set by name they are not.
     config.data.source = "digits"
     assert fit_classes(config) is config
+
+
+@pytest.mark.parametrize("preset", ["caffe", "paper"])
+@pytest.mark.parametrize("splits,batch", [(False, 64), (True, 32)])
+def test_own_images_that_do_not_fill_a_batch_are_trained_on(tmp_path, preset, splits, batch):
+    """120 images: a fifth is the test split or there is one, and a tenth of the rest steers."""
+    images = tmp_path / "images"
+    if splits:
+        png_folder(images, 60, 10)
+    else:
+        folder_of(images, ("cat", "dog"), 60)
+    config = presets.get(preset)
+    config.data.source = f"folder:{images}"
+    fitted = fit_classes(config)
+    assert (config.batch_size, fitted.batch_size) == ({"caffe": 256}.get(preset, 128), batch)
+    assert open_sources(fitted)["train"].num_examples == {False: 86, True: 54}[splits]
+    config.batch_size = 20  # One that fits is what was asked for.
+    assert fit_classes(config).batch_size == 20
+
+
+@pytest.mark.parametrize("wanted", [1, 7, 32, 96, 128, 256])
+def test_the_batch_that_fits_is_a_power_of_two_above_half_of_the_images(wanted):
+    for examples in (*range(1, 300), 10**6):
+        found = fitting_batch(wanted, examples)
+        if wanted <= examples:
+            assert found == wanted
+        else:
+            assert found.bit_count() == 1 and examples / 2 < found <= examples
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_smaller_batch_is_said_once_and_stays(tmp_path, given):
+    config = three_layers()
+    config.placement, config.batch_size, config.num_epochs = "vmap", 64, 2.0
+    rng = np.random.default_rng(0)
+    data = {"data": (rng.integers(0, 256, (20, 32, 32, 3), np.uint8), np.arange(20) % 10)}
+    if not given:
+        config.data.source, data = f"folder:{png_folder(tmp_path / 'images', 20, 4)}", {}
+    for epochs in (2.0, 2.0, 3.0):
+        config.num_epochs = epochs
+        result = api.train(config, tmp_path / "run", **data)
+        assert trained.config_of(tmp_path / "run").batch_size == 16  # of the 18 training images
+    said = [event.warning for event in result.log if isinstance(event, Warned)]
+    assert said[0] == "config.batch_size = 64: the training images are fewer: 16 is used"
+    assert sum(text.startswith("config.batch_size") for text in said) == 1
+    assert "from step 3 on config.num_epochs is 3.0, was 2.0" in said
+    config.data.update(source="digits", train_split="test")  # whose size is known
+    config.batch_size = 512
+    with pytest.raises(UsageError, match=r"config\.batch_size = 512: must be between 1 and"):
+        train_and_evaluate(config, tmp_path / "named")
 
 
 def test_the_share_of_the_test_is_a_field(tmp_path):
@@ -160,12 +212,16 @@ def test_a_network_is_loaded_from_the_step_asked_for(origin, tmp_path):
         trained.load(tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"0": 1}', '["a", "b"]'])
+@pytest.mark.parametrize(
+    "content", ["{", '{"0": 1}', '["a", "b"]', "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "[" * 10**5]
+)
 def test_class_names_of_older_runs_are_those_of_their_data_set(origin, tmp_path, content):
     config = trained.config_of(origin[0] / "run")
-    if content is not None:
-        (tmp_path / "classes.json").write_text(content)
     assert trained._class_names(config, tmp_path) == tuple("0123456789")
+    # What is there and says nothing is not taken for a run that had none.
+    (tmp_path / "classes.json").write_text(content)
+    with pytest.raises(UsageError, match=r"/classes\.json (is not a list|cannot be read)"):
+        trained._class_names(config, tmp_path)
     (tmp_path / "classes.json").write_text(json.dumps(list("abcdefghij")))
     assert trained._class_names(config, tmp_path) == tuple("abcdefghij")
 

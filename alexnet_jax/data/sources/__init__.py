@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,86 @@ class Subset:
         return self.source.describe(int(self.rows[index]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+    """A `Source` of the images of another source, with the labels of other orders of its classes.
+
+    Attributes:
+      source: the other source.
+      class_names: its classes in the order of the new labels.
+    """
+
+    source: Source
+    class_names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of the other source."""
+        return self.source.name
+
+    @property
+    def split(self) -> str:
+        """The split of the other source."""
+        return self.source.split
+
+    @property
+    def num_examples(self) -> int:
+        """Number of its images."""
+        return self.source.num_examples
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its files."""
+        return self.source.files
+
+    def squares(self, config: ConfigDict) -> Reader:
+        """See `Source.squares`."""
+        read = self.source.squares(config)
+        label = np.array([self.class_names.index(n) for n in self.source.class_names], np.int32)
+
+        def relabelled(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            squares, labels = read(indices)
+            return squares, label[labels]
+
+        return relabelled
+
+    def describe(self, index: int) -> str:
+        """See `Source.describe`."""
+        return self.source.describe(index)
+
+
+def with_classes(
+    sources: Mapping[str, Source], names: tuple[str, ...] = (), where: str = ""
+) -> dict[str, Source]:
+    """The splits of a run with the labels that their classes have by their names in `names`.
+
+    Args:
+      sources: the images of each split, `train` among them.
+      names: of the classes of a network, in the order of its labels; empty: those of `train`.
+      where: the place of these names, for messages.
+
+    Raises:
+      UsageError: a split has other classes; says which.
+    """
+    if not names:
+        names, where = sources["train"].class_names, "the training images"
+    return {split: _with_classes(source, names, where) for split, source in sources.items()}
+
+
+def _with_classes(source: Source, names: tuple[str, ...], where: str) -> Source:
+    found = source.class_names
+    if not names or not found or found == names:
+        return source
+    if sorted(found) != sorted(names) or len(set(names)) != len(names):
+        lists = {"missing": sorted({*names} - {*found}), "new": sorted({*found} - {*names})}
+        text = "; ".join(f"{what}: {some(which)}" for what, which in lists.items() if which)
+        raise UsageError(
+            f"{source.name}, {source.split}, has other classes than {where} ({text or 'repeated'}):"
+            " give them the same names"
+        )
+    return Relabelled(source, names)
+
+
 def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
     """Divides the images of a source into those to train on and those to validate on.
 
@@ -95,10 +175,19 @@ def hold_out(source: Source, fraction: float) -> tuple[Subset, Subset]:
     )
 
 
-def open_sources(config: ConfigDict) -> dict[str, Source]:
+def open_sources(
+    config: ConfigDict, names: tuple[str, ...] = (), where: str = ""
+) -> dict[str, Source]:
     """Opens the splits of a run: `train`, `test` and, if it has one, `validation`.
 
     No split is opened twice.
+
+    Args:
+      config: of the run.
+      names: of the classes of a network that was trained on them, in the order of its labels, to
+        which those of the sources are matched (`with_classes`); empty: those of the training
+        images.
+      where: the place of these names, for messages.
 
     Raises:
       UsageError: a data set is missing, or its classes are not those of the network.
@@ -111,6 +200,7 @@ def open_sources(config: ConfigDict) -> dict[str, Source]:
         validation = opened(data.validation_split)
     if validation is not None:
         sources["validation"] = validation
+    sources = with_classes(sources, names, where)
     for source in sources.values():
         if (classes := len(source.class_names)) != config.model.num_classes:
             raise UsageError(
@@ -147,7 +237,7 @@ def check_classes(*sources: Source) -> None:
 
 def _whole(source: Source) -> Source:
     """The source of which another is a part."""
-    while isinstance(source, Subset):
+    while isinstance(source, (Subset, Relabelled)):
         source = source.source
     return source
 
@@ -214,11 +304,12 @@ def _training(data: ConfigDict, opened: Callable[[str], Source]) -> tuple[Source
 
 
 def fit_classes(config: ConfigDict) -> ConfigDict:
-    """Returns a run with as many classes as its source has, or the run itself for named data sets.
+    """Returns a run that fits one's own images, or the run itself for named data sets.
 
-    The number of classes of a named data set is known in advance; that of one's own images is
-    counted. Presets for ImageNet validate on its split `validation`; a source that has only its
-    test images to give for it validates on a share of its training images instead.
+    Of a named data set, classes, splits and size are known in advance. Of one's own images the
+    classes are counted. Presets for ImageNet validate on its split `validation`; a source that has
+    only its test images to give for it validates on a share of its training images instead. A batch
+    of more images than are trained on is replaced (`fitting_batch`).
 
     Raises:
       UsageError: there is no such source.
@@ -229,15 +320,25 @@ def fit_classes(config: ConfigDict) -> ConfigDict:
     if not kind.counted:
         return config
     opened = _opener(data)
-    classes = len(opened(data.train_split).class_names)
-    if not classes:  # A sequence without names has the classes of the network.
-        return config
     fitted = config.copy_and_resolve_references()
-    fitted.model.num_classes = classes
-    fitted.model.layers[fitted.model.layer_order[-1]].features = classes
+    # A sequence without names has the classes of the network.
+    if classes := len(opened(data.train_split).class_names):
+        fitted.model.num_classes = classes
+        fitted.model.layers[fitted.model.layer_order[-1]].features = classes
     if data.validation_split not in ("", "test") and opened(data.validation_split).split == "test":
         fitted.data.validation_split = ""
+    train, _ = _training(fitted.data, opened)
+    fitted.batch_size = fitting_batch(config.batch_size, train.num_examples)
     return fitted
+
+
+def fitting_batch(wanted: int, examples: int) -> int:
+    """The batch size that is wanted, or the largest power of two that is not above `examples`.
+
+    A power of two divides over the devices of most machines, so that the same number is chosen
+    wherever a run resumes.
+    """
+    return wanted if wanted <= examples else 2 ** (examples.bit_length() - 1)
 
 
 def open_source(name: str, split: str, data: ConfigDict | None = None, classes: int = 0) -> Source:

@@ -6,7 +6,7 @@ from alexnet_jax import parallel
 from alexnet_jax.training.checkpoint import Checkpoints, items, manifest, parameters_sha256
 from alexnet_jax.training.events import Evaluation, Event, Saved
 from alexnet_jax.training.run import Due, Part, Run
-from alexnet_jax.training.workdir import Writer
+from alexnet_jax.training.workdir import Writer, as_json
 
 
 class Folder(Part):
@@ -45,6 +45,7 @@ class Save(Part):
         run.emit(Saved(run.step, parameters_sha256(arrays)))
         extra = {
             "position": run.position,
+            "config": as_json(run.config),
             "parts": {part.name: memory for part in run.parts if (memory := part.memory())},
         }
         self._checkpoints.save(run.step, run.state, arrays, extra)

@@ -29,7 +29,7 @@ class Terminal(Part):
         )
         source = run.sources["train"]
         self.say(
-            f"{run.placement.describe()}; {run.config.data.source}: {source.num_examples} training "
+            f"{run.placement.describe()}; {source.name}: {source.num_examples} training "
             f"images, {run.num_steps} steps, from step {run.step}"
         )
 

@@ -16,6 +16,7 @@ from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.events import Evaluation, Event, Warned, to_json
 from alexnet_jax.training.run import Part, Run
+from alexnet_jax.training.workdir import write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +131,7 @@ class WeightsAndBiases(Viewer):
             dir=str(run.workdir), id=known, resume="allow",
             config=json.loads(run.config.to_json()),
         )  # fmt: skip
-        kept.write_text(json.dumps({"id": self._run.id}) + "\n")
+        write_json(kept, {"id": self._run.id})
 
     def on_event(self, run: Run, event: Event) -> None:
         """Sends the numbers of an event, or a warning as an alert."""
