@@ -65,13 +65,13 @@ def get_config(which: str = "best") -> ConfigDict:
     config.update_from_flattened_dict(variants[first])
     if which == "rates":
         title = f"Rates for Figure 1: training error on CIFAR-10 after {TUNING_EPOCHS:.0f} epochs"
-        return study(config, variants | {first: {}}, seeds, title=title, measure="train_error")
+        return study(config, variants | {first: {}}, seeds, title=title, measures=("train_error",))
     return study(
         config,
         variants | {first: {}},
         seeds,
         title=f"Figure 1: epochs to {TARGET:.0%} training error on CIFAR-10",
-        measure="epochs_to_error",
+        measures=("epochs_to_error",),
         target=TARGET,
         paper={"tanh": 6.0},
     )

@@ -84,7 +84,7 @@ def get_config(which: str = "best") -> ConfigDict:
             {name: VARIANTS[name] for name in TUNED},
             grid={RATE: GRID},
             seeds=(9,),
-            measure="validation_error",
+            measures=("validation_error",),
             title="Learning rates by variant: error on a tenth of the training photographs",
         )
     if which != "best":

@@ -56,6 +56,8 @@ def study_folder(tmp_path_factory):
         events = [training_mean(s / 10, 2.0 / s, 0.9 - 0.005 * s, step=s) for s in range(1, 101)]
         write_log(workdir, [*events, evaluation("validation", 10.0, 1.0, error, step=100)])
         (workdir / "result.json").write_text(json.dumps({"test": {"top1_error": error}}))
+        (workdir / "config.json").write_text(study.run_config(config, name, seed).to_json())
+    (folder / "base" / "seed-1" / "report.html").write_text("<p>a run</p>")
     study.write(config, folder)
     return folder
 
@@ -131,10 +133,13 @@ def test_the_page_of_a_study_shows_the_table(study_folder):
     text = report.write(study_folder).read_text()
     page = Page(text)
     words = re.sub(r"\s+", " ", " ".join(page.text))
-    for row in comparison.cells(small(), comparison.rows(small(), study_folder)):
+    for row in comparison.table(small(), study_folder).cells()[1]:
         for cell in filter(None, row):
             assert cell in words
-    assert all(a.startswith("data:image/") for a in page.addresses) and len(page.addresses) == 3
+    pictures = [a for a in page.addresses if a.startswith("data:image/")]
+    assert len(pictures) == 5
+    # Of the runs that have pages.
+    assert set(page.addresses) - set(pictures) == {"base/seed-1/report.html"}
 
 
 def test_names_are_text_and_no_markup(run, tmp_path):
