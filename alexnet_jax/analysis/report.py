@@ -20,6 +20,7 @@ from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
+from alexnet_jax.model.kernels import colour_share
 from alexnet_jax.training import drawing, log
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
 
@@ -334,19 +335,6 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
         if most is not None and count >= most:
             break
     return Features(**{name: np.concatenate(parts)[:most] for name, parts in columns.items()})
-
-
-def colour_share(kernels_TxHxWx3xN: np.ndarray) -> np.ndarray:
-    """The share of colour in each kernel, `[towers, kernels]`, from 0 (grey) to 1.
-
-    It is the share of the sum of squares that remains after the mean over R, G and B is subtracted
-    from each pixel. Section 6.1 of the paper: one tower's kernels are largely colour-agnostic, the
-    other's colour-specific.
-    """
-    grey = kernels_TxHxWx3xN.mean(3, keepdims=True)
-    whole = np.square(kernels_TxHxWx3xN).sum((1, 2, 3))
-    colour = np.square(kernels_TxHxWx3xN - grey).sum((1, 2, 3))
-    return colour / np.maximum(whole, np.finfo(np.float32).tiny)
 
 
 def nearest(query_F: np.ndarray, features_NxF: np.ndarray, count: int) -> np.ndarray:
