@@ -36,6 +36,7 @@ def shown(path: str | Path) -> str:
     """
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
+
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file completely or not at all.
 

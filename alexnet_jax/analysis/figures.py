@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
-from alexnet_jax.analysis.comparison import Row, seeds_of, training_curve
+from alexnet_jax.analysis.comparison import Row, base_of, seeds_of
+from alexnet_jax.analysis.outcomes import outcome, training_curve
 from alexnet_jax.training.drawing import COLOURS, FAINT, INK, STYLE
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean
 
@@ -38,7 +39,7 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
 def study_figure(config: ConfigDict, folder: Path, table: Iterable[Row]) -> Figure:
     """Differences from the base with their intervals, or curves down to the target."""
     with matplotlib.rc_context(STYLE):
-        if config.measure == "epochs_to_error":
+        if config.measures[0] == "epochs_to_error":
             return _curves(config, folder)
         return _differences(config, list(table))
 
@@ -65,6 +66,8 @@ def run_curve(events: list[Event], name: str) -> Figure:
 
 
 TRAINING = "mean of training steps"
+_CURVE = 5
+"""The fewest evaluations that are drawn as a curve of their own where variants are overlaid."""
 
 
 def _series(events: list[Event], name: str) -> dict[str, dict[float, float]]:
@@ -115,6 +118,34 @@ def study_curves(logs: dict[str, list[list[Event]]], measure: str) -> Figure:
         return figure
 
 
+def study_overlay(logs: dict[str, list[list[Event]]], measure: str, base: str) -> Figure:
+    """`loss` or `top1_error` of all variants in one panel: the mean over the seeds of each.
+
+    It is that of the last split with enough evaluations for a curve, and otherwise of the training
+    steps. The base is the thick line.
+    """
+    factor, text = (1, "loss") if measure == "loss" else (100, "top-1 error, %")
+    with matplotlib.rc_context(STYLE):
+        figure, axis = _panel(8, 4.4)
+        for number, (name, runs) in enumerate(logs.items()):
+            series = [_series(events, measure) for events in runs]
+            every = [key for one in series for key in one if len(one[key]) >= _CURVE]
+            if not every:
+                continue
+            curves = [one[every[-1]] for one in series if every[-1] in one]
+            epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
+            values = [factor * np.mean([curve[epoch] for curve in curves]) for epoch in epochs]
+            axis.plot(
+                epochs, values, label=name, color=INK if name == base else COLOURS[number % 6],
+                linewidth=2.4 if name == base else 1.2,
+                linestyle=("-", "--", ":", "-.")[number // 6 % 4],
+            )  # fmt: skip
+        axis.set(xlabel="epoch", ylabel=text, ylim=(0, None))
+        if axis.lines:
+            figure.legend(fontsize=8, frameon=False, loc="outside right upper")
+        return figure
+
+
 def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
     """Rows are true classes, columns predicted ones; colours are shares of a row.
 
@@ -142,13 +173,19 @@ def confusion(matrix: np.ndarray, names: tuple[str, ...]) -> Figure:
 def _differences(config: ConfigDict, table: list[Row]) -> Figure:
     shown = [(row, row.difference) for row in table if row.difference is not None]
     figure, axis = _panel(7, 1.4 + 0.36 * max(len(shown), 1))
-    base = next(row for row in table if not dict(config.variants)[row.name])
+    base = next(row for row in table if row.name == base_of(config))
+    wanted = outcome(config.measures[0], config.target)
+
+    def scaled(value: float) -> float:
+        return math.log(value) if wanted.ratio else value
+
     # A variant that does not learn at all would compress the scale: it is an arrow at the edge.
-    sizes = sorted(abs(difference[0]) for _, difference in shown)
+    sizes = sorted(abs(difference.mean) for _, difference in shown)
     most = 3 * sizes[-2] if len(sizes) > 2 else math.inf
-    ends = [x for _, difference in shown if abs(difference[0]) <= most for x in difference]
+    ends = [end for _, x in shown if abs(x.mean) <= most for end in (x.mean, x.low, x.high)]
     reach = 1.1 * max((abs(x) for x in ends if x is not None), default=1.0)
-    for place, (row, (mean, low, high)) in enumerate(reversed(shown)):
+    for place, (row, found) in enumerate(reversed(shown)):
+        mean, low, high = found.mean, found.low, found.high
         colour = COLOURS[0] if row.real else FAINT
         if abs(mean) > most:
             edge = math.copysign(reach, mean)
@@ -162,19 +199,22 @@ def _differences(config: ConfigDict, table: list[Row]) -> Figure:
         axis.plot(mean, place, "o", color=colour, markersize=6)
         for seed, value in row.values.items():
             if seed in base.values:
-                axis.plot(value - base.values[seed], place, "|", color=colour, markersize=8)
+                difference = scaled(value) - scaled(base.values[seed])
+                axis.plot(difference, place, "|", color=colour, markersize=8)
         if row.paper is not None:
             axis.plot(
-                row.paper, place, "D", markerfacecolor="white", color=COLOURS[1], markersize=6
-            )
+                scaled(row.paper), place, "D",
+                markerfacecolor="white", color=COLOURS[1], markersize=6,
+            )  # fmt: skip
     axis.axvline(0, color=INK, linewidth=0.8)
     if any(size > most for size in sizes):
         axis.set_xlim(-reach, reach)
     axis.set_yticks(range(len(shown)), [row.name for row, _ in reversed(shown)])
     axis.set_ylim(-0.6, len(shown) - 0.4)
-    mean = "" if base.mean is None else f" ({base.mean:.1f} %)"
-    kind = "training" if config.measure == "train_error" else "test"
-    axis.set_xlabel(f"difference in {kind} error from {base.name}{mean}, points")
+    name, percent, _ = wanted.title.partition(", %")
+    mean = "" if base.mean is None else f" ({base.mean:.1f}{' %' if percent else ''})"
+    unit = ", points" if percent else ", natural logarithms" if wanted.ratio else ""
+    axis.set_xlabel(f"difference in {name} from {base.name}{mean}{unit}")
     axis.set_title(config.title, fontsize=10, loc="left")
     handles = [
         Line2D([], [], color=FAINT, marker="o", linewidth=2, label="within noise, or one seed"),
@@ -182,7 +222,8 @@ def _differences(config: ConfigDict, table: list[Row]) -> Figure:
     ]
     if any(row.real for row, _ in shown):
         handles.insert(
-            0, Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="95 % interval")
+            0,
+            Line2D([], [], color=COLOURS[0], marker="o", linewidth=2, label="real: 95 % interval"),
         )
     if any(row.paper is not None for row, _ in shown):
         handles.append(

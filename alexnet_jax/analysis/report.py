@@ -20,6 +20,7 @@ from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
+from alexnet_jax.model.kernels import colour_share
 from alexnet_jax.training import drawing, log
 from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
@@ -86,13 +87,14 @@ def run_page(workdir: Path) -> str:
 
 
 def study_page(folder: Path) -> str:
-    """The page of a study: its table, its figure, the curves of every variant."""
-    try:
-        content = json.loads((folder / "study.json").read_text())
-        config = study.from_json(content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{folder / 'study.json'} is not a study: {error}") from error
-    table = comparison.rows(config, folder)
+    """The page of a study: its table, its figure, the curves of every variant.
+
+    Raises:
+      UsageError: the folder holds none.
+    """
+    config = study.read(folder)
+    table = comparison.table(config, folder)
+    header, rows = table.cells()
     logs = {
         name: [
             events
@@ -105,14 +107,20 @@ def study_page(folder: Path) -> str:
         _json(folder / name / f"seed-{seed}" / "env.json") for name, seed in study.runs(config)
     ]
     env = next((env for env in environments if env), {})
+    base = comparison.base_of(config)
     return _render(
         "study.html",
         title=config.title,
-        header=comparison.header(config),
-        rows=comparison.cells(config, table),
-        note=comparison.NOTE,
-        seeds=", ".join(map(str, comparison.seeds(config))),
-        figure=picture(figures.study_figure(config, folder, table)),
+        header=header,
+        rows=rows,
+        best=table.best(),
+        absent=table.without_result(),
+        note=table.note(),
+        seeds=comparison.seeds(config),
+        runs=_links(folder, table),
+        outcome=header[1],
+        figure=picture(figures.study_figure(config, folder, table.main)),
+        overlays=[picture(figures.study_overlay(logs, x, base)) for x in ("top1_error", "loss")],
         curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],
         variants=[(name, changes) for name, changes in config.variants],
         changed=changed_fields(config.base),
@@ -120,6 +128,23 @@ def study_page(folder: Path) -> str:
         env=json.dumps(env, indent=2),
         command=command(env),
     )
+
+
+def _links(folder: Path, table: comparison.Table) -> list[tuple[str, list[tuple[str, str]]]]:
+    """For each variant, the first outcome of each seed as text and the page of that run.
+
+    The page is empty where none was written, and both are where the variant lacks the seed.
+    """
+    found = []
+    for row in table.main:
+        cells = []
+        for seed in comparison.seeds(table.config):
+            page = Path(row.name) / f"seed-{seed}" / "report.html"
+            value = row.values.get(seed)
+            text = row.missing.get(seed, "").partition(":")[0] if value is None else f"{value:.2f}"
+            cells.append((text, page.as_posix() if (folder / page).is_file() else ""))
+        found.append((row.name, cells))
+    return found
 
 
 # --------------------------------------------------------------------------- text
@@ -311,19 +336,6 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
         if most is not None and count >= most:
             break
     return Features(**{name: np.concatenate(parts)[:most] for name, parts in columns.items()})
-
-
-def colour_share(kernels_TxHxWx3xN: np.ndarray) -> np.ndarray:
-    """The share of colour in each kernel, `[towers, kernels]`, from 0 (grey) to 1.
-
-    It is the share of the sum of squares that remains after the mean over R, G and B is subtracted
-    from each pixel. Section 6.1 of the paper: one tower's kernels are largely colour-agnostic, the
-    other's colour-specific.
-    """
-    grey = kernels_TxHxWx3xN.mean(3, keepdims=True)
-    whole = np.square(kernels_TxHxWx3xN).sum((1, 2, 3))
-    colour = np.square(kernels_TxHxWx3xN - grey).sum((1, 2, 3))
-    return colour / np.maximum(whole, np.finfo(np.float32).tiny)
 
 
 def nearest(query_F: np.ndarray, features_NxF: np.ndarray, count: int) -> np.ndarray:

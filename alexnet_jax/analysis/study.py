@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from alexnet_jax.analysis import comparison, figures
+from alexnet_jax.analysis.outcomes import outcome
 from alexnet_jax.config import completed, leaves, tuples, validate
 from alexnet_jax.config import from_json as from_json_file
+from alexnet_jax.config.fields import field_of
 from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.training.workdir import write_json
 
-MEASURES = ("test_error", "validation_error", "train_error", "epochs_to_error")
+OUTPUTS = ("table.md", "table.csv", "figure.png")
 
 
 def study(
@@ -33,7 +36,7 @@ def study(
     seeds: Sequence[int],
     *,
     title: str,
-    measure: str = "test_error",
+    measures: Sequence[str] = ("test_error",),
     target: float = 0.0,
     paper: dict[str, float] | None = None,
     more_seeds: dict[str, Sequence[int]] | None = None,
@@ -48,18 +51,19 @@ def study(
         `{"lrn-off": {"model.lrn.enabled": False}}`.
       seeds: every variant is run with every seed; runs of the same seed are compared.
       title: the title of the table and the figure.
-      measure: `test_error`, `validation_error` or `train_error`: the final top-1 error over the
-        whole split, in percent; or `epochs_to_error`: the epoch at which the error on the whole
-        training set first falls to `target`.
+      measures: what is measured of each run, by the names of `outcomes`: `test_error` and the
+        errors of other splits, final top-1 errors in percent; `epochs_to_error`, the epoch at which
+        the error on the whole training set first falls to `target`; `seconds`; or any number in
+        `result.json`, such as `test.loss`. The figure and the verdicts are about the first.
       target: a fraction, for `epochs_to_error`.
-      paper: what the paper reports, by variant: the difference from the base in percentage points,
-        or the ratio to the base for `epochs_to_error`.
+      paper: what the paper reports of the first outcome, by variant: the difference from the base,
+        or the ratio to it if it is compared by ratios.
       more_seeds: further seeds of some variants, by their names.
       grid: values of fields, with each combination of which every variant is run, under the name
         `VARIANT_VALUE`. The values of the base are among them.
     """
     config = ConfigDict()
-    config.title, config.measure, config.target = title, measure, target
+    config.title, config.measures, config.target = title, tuple(measures), target
     config.base = base
     config.seeds = tuple(seeds)
     # Pairs, because the names of a ConfigDict must not contain dots.
@@ -88,12 +92,32 @@ def _over_grid(
 _ABSENT = object()
 
 
+def read(folder: Path) -> ConfigDict:
+    """The study whose table is in a folder.
+
+    Raises:
+      UsageError: there is none.
+    """
+    path = folder / "study.json"
+    try:
+        return from_json(json.loads(path.read_text()))
+    except OSError as error:
+        raise UsageError(
+            f"--config is missing, and {folder} holds no study: give --config=FILE.py of the study"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is not a study: {error}") from error
+
+
 def from_json(content: dict[str, Any]) -> ConfigDict:
     """The study whose `study.json` has this content."""
     config = ConfigDict(tuples(content))
     for name in ("more_seeds", "grid"):  # Files of version 0.1 do not have them.
         if name not in config:
             config[name] = ()
+    if "measures" not in config:  # Version 0.2 measured one thing.
+        config.measures = (config.measure,)
+        del config.measure  # pyright: ignore[reportAttributeAccessIssue]
     completed(config.base)
     config.lock()
     check(config)
@@ -107,16 +131,17 @@ def check(config: ConfigDict) -> None:
       UsageError: the message names the field, and the variant where one is at fault.
     """
     for name in (
-        "base", "variants", "seeds", "more_seeds", "grid", "measure", "target", "paper", "title",
+        "base", "variants", "seeds", "more_seeds", "grid", "measures", "target", "paper", "title",
     ):  # fmt: skip
         if name not in config:
             raise UsageError(
                 f"config.{name} is missing: this is not a study; see experiments/studies/"
             )
-    if config.measure not in MEASURES:
-        raise UsageError(f"config.measure = {config.measure!r}: use one of {', '.join(MEASURES)}")
-    if not config.seeds or not config.variants:
-        raise UsageError("config.seeds and config.variants: a study needs at least one of each")
+    for measure in config.measures:
+        outcome(measure, config.target)
+    for field in ("measures", "seeds", "variants"):
+        if not config[field]:
+            raise UsageError(f"config.{field} is empty: a study needs at least one")
     names = [name for name, _ in config.variants]
     for name in names:
         if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or names.count(name) > 1:
@@ -130,6 +155,10 @@ def check(config: ConfigDict) -> None:
         for name, _ in config[field]:
             if name not in names:
                 raise UsageError(f"config.{field}: {name!r} is not a variant")
+    for name in names:
+        seeds = comparison.seeds_of(config, name)
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise UsageError(f"variant {name!r}: seed {twice[0]} is there twice: it is one run")
     for name, seed in runs(config):
         try:
             validate(run_config(config, name, seed))
@@ -176,27 +205,29 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
       One line per run that failed; all others are finished.
 
     Raises:
-      UsageError: the study is wrong, or a finished run has another configuration.
+      UsageError: as `check_finished`.
       Stopped: a signal asked the run to stop.
     """
     from alexnet_jax.training.loop import train_and_evaluate
 
-    check(config)
-    failed = []
-    mine = runs(config)[part[0] - 1 :: part[1]]
-    for number, (variant, seed) in enumerate(mine, 1):
-        workdir = folder / variant / f"seed-{seed}"
-        asked = run_config(config, variant, seed)
+    check_finished(config, folder)
+    failed: list[str] = []
+    todo = [x for x in runs(config)[part[0] - 1 :: part[1]] if not finished(_workdir(folder, *x))]
+    began = time.monotonic()
+    for number, (variant, seed) in enumerate(todo):
+        left = _left((time.monotonic() - began) / number * (len(todo) - number)) if number else ""
+        print(
+            f"run {number + 1} of {len(todo)}: {variant}, seed {seed}{left}",
+            file=sys.stderr,
+            flush=True,
+        )
+        workdir, asked = _workdir(folder, variant, seed), run_config(config, variant, seed)
         wanted = fit_classes(asked)
         if wanted.batch_size != asked.batch_size:  # What variants differ in would be lost.
             raise UsageError(
                 f"variant {variant!r}: config.batch_size = {asked.batch_size} is more than the "
                 f"training images: use {wanted.batch_size}"
             )
-        if finished(workdir):
-            _check_same(workdir, wanted)
-            continue
-        print(f"run {number} of {len(mine)}: {variant}, seed {seed}", file=sys.stderr, flush=True)
         try:
             train_and_evaluate(wanted, workdir)
             (workdir / "failed.json").unlink(missing_ok=True)
@@ -214,9 +245,32 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
     return failed
 
 
+def _workdir(folder: Path, variant: str, seed: int) -> Path:
+    return folder / variant / f"seed-{seed}"
+
+
+def _left(seconds: float) -> str:
+    """The time that the runs of this process still take, if they take as long as those before."""
+    minutes = round(seconds / 60)
+    return f"; about {minutes // 60}:{minutes % 60:02d} hours left for all"
+
+
 def finished(workdir: Path) -> bool:
     """Whether the run in this folder has written its result."""
     return (workdir / "result.json").is_file()
+
+
+def check_finished(config: ConfigDict, folder: Path) -> None:
+    """Checks a study, and that its finished runs are those that it describes.
+
+    Raises:
+      UsageError: the study is wrong, or a run has another configuration; names run and field.
+    """
+    check(config)
+    for variant, seed in runs(config):
+        workdir = _workdir(folder, variant, seed)
+        if finished(workdir):
+            _check_same(workdir, run_config(config, variant, seed))
 
 
 def _check_same(workdir: Path, wanted: ConfigDict) -> None:
@@ -227,10 +281,14 @@ def _check_same(workdir: Path, wanted: ConfigDict) -> None:
     except (OSError, UsageError) as error:
         raise UsageError(f"{error}; remove {workdir}") from error
     now = dict(leaves(wanted))
+    # These were fitted to the images (`fit_classes`), which need not be there to read a log.
+    last = f"model.layers.{wanted.model.layer_order[-1]}.features"
+    fitted = ("model.num_classes", last, "data.validation_split")
     for name in sorted(before.keys() | now.keys()):
-        same = before.get(name) == now.get(name)
-        # These fields decide where a run is computed and how often it logs, not its result.
-        if not same and not name.startswith(("distributed.", "placement", "log_every", "warn_")):
+        declared = field_of(name)
+        # A free field decides where a run is computed and what it says, and not its result.
+        free = name in fitted or (declared is not None and declared.resume == "free")
+        if before.get(name) != now.get(name) and not free:
             raise UsageError(
                 f"{workdir} was run with config.{name} = {before.get(name)!r}, and the study "
                 f"says {now.get(name)!r}: remove it, or name another --workdir"
@@ -238,17 +296,20 @@ def _check_same(workdir: Path, wanted: ConfigDict) -> None:
 
 
 def write(config: ConfigDict, folder: Path) -> str:
-    """Writes `table.md`, `table.csv` and `figure.png` from the logs, and `study.json`.
+    """Writes `OUTPUTS` from the logs, and `study.json`.
 
     Returns:
       The text of `table.md`.
+
+    Raises:
+      UsageError: as `check_finished`; nothing is written then.
     """
-    check(config)
-    table = comparison.rows(config, folder)
-    text = comparison.markdown(config, table)
+    check_finished(config, folder)
+    table = comparison.table(config, folder)
+    text = table.markdown()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "study.json", json.loads(config.to_json()))
     (folder / "table.md").write_text(text, "utf-8")
-    (folder / "table.csv").write_text(comparison.comma_separated(config, table), "utf-8")
-    figures.study_figure(config, folder, table).savefig(folder / "figure.png", dpi=120)
+    (folder / "table.csv").write_text(table.comma_separated(), "utf-8")
+    figures.study_figure(config, folder, table.main).savefig(folder / "figure.png", dpi=120)
     return text

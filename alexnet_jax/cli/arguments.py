@@ -61,6 +61,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_bool, False,
         "Run nothing; write the table and the figure from the existing logs.", {},
     ),
+    "compare": (
+        flags.DEFINE_list, [],
+        "A,B: run nothing; print how two variants differ in every outcome.", {},
+    ),
     "until": (
         flags.DEFINE_integer, 0,
         "The last step to run again; 0: that of the first checkpoint in the log.",
@@ -83,13 +87,16 @@ def meaning(name: str) -> str:
     return _CONFIG if name == "config" else FLAGS[name][2]
 
 
-def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.FlagValues:
+def parse(
+    verb: str, names: tuple[str, ...], arguments: list[str], optional_config: bool = False
+) -> flags.FlagValues:
     """Parses what was typed after a verb.
 
     Args:
       verb: the verb, for error messages.
       names: the names of the flags that it takes.
       arguments: the words that were typed.
+      optional_config: whether the config may be left out; it is an empty text then.
 
     Raises:
       UsageError: a flag or a field is wrong; the message names it.
@@ -111,10 +118,12 @@ def parse(verb: str, names: tuple[str, ...], arguments: list[str]) -> flags.Flag
     config = None
     if "config" in names:
         spec, typed = _without_config(typed)
-        if spec is None:
+        if spec is None and not optional_config:
             raise UsageError(f"--config is missing; {verb} needs it: {_CONFIG}")
-        config = find.get_config(spec)
+        config = None if spec is None else find.get_config(spec)
     try:
+        if "config" in names and config is None:
+            flags.DEFINE_string("config", "", help=_CONFIG, flag_values=flag)
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, flag_values=flag, sys_argv=typed)
         rest = flag(typed)[1:]
@@ -185,3 +194,14 @@ def part(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
     return int(match[1]), int(match[2])
+
+
+def pair(names: list[str]) -> tuple[str, str]:
+    """The two names of `a,b`.
+
+    Raises:
+      UsageError: there are more or fewer.
+    """
+    if len(names) != 2:
+        raise UsageError(f"--compare={','.join(names)}: give two variants, such as lrn-off,base")
+    return names[0], names[1]

@@ -146,16 +146,24 @@ def bench(flag: flags.FlagValues) -> None:
 
 def study(flag: flags.FlagValues) -> int:
     """Run all variants with all seeds, except finished runs; write the table and the figure."""
-    config, folder = flag.config, Path(flag.workdir)
+    from alexnet_jax.analysis import comparison
     from alexnet_jax.analysis import study as studies
 
+    folder = Path(flag.workdir)
+    config = flag.config or studies.read(folder)
     studies.check(config)
+    if flag.compare:
+        one, other = arguments.pair(flag.compare)
+        studies.check_finished(config, folder)
+        print(comparison.between(config, folder, one, other))
+        return 0
     part = arguments.part(flag.part)
     failed = []
     if not flag.table_only:
         _start(config.base)
         failed = studies.run(config, folder, part)
     print(studies.write(config, folder))
+    print(f"wrote {', '.join(str(folder / name) for name in studies.OUTPUTS)}")
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     return FAILED if failed else 0
@@ -255,7 +263,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
     "study": (
         study,
-        ("config", "workdir", "part", "table_only"),
+        ("config", "workdir", "part", "table_only", "compare"),
         "--config=studies/components --workdir=runs/components",
     ),
     "report": (report, ("workdir",), "--workdir=runs/quickstart"),
@@ -288,7 +296,9 @@ def _run(typed: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(usage(verb))
         return 0
-    return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
+    # A study that has a table is described in its folder.
+    flag = arguments.parse(verb, VERBS[verb][1], rest, optional_config=verb == "study")
+    return VERBS[verb][0](flag) or 0
 
 
 def usage(verb: str | None = None) -> str:

@@ -205,7 +205,8 @@ FIELDS: dict[str, Field] = {
     "log_every_steps": Field(20, "Steps per line of the training log.", low=1, resume="free"),
     "checkpoint_every_steps": Field(1000, "Steps between checkpoints.", low=1, resume="free"),
     "warn_stuck_after_steps": Field(
-        5000, "Warns if the loss is still that of guessing after this many steps; 0: never.",
+        5000, "Warns if the loss is still that of guessing after this many steps, or after a fifth"
+        " of a shorter run; 0: never.",
         low=0, resume="free",
     ),
     "warn_slow_step_after_seconds": Field(

@@ -91,12 +91,12 @@ def _80sec(model: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def _19pct(model: ConfigDict) -> dict[str, ConfigDict]:
-    """The same without the hidden dense layer, its classifier held down hard."""
+    """The same without the hidden dense layer, its classifier small and held down hard."""
     return {
         "conv1": _conv(32, 1e-4, 0.004, CONV_MAX),
         "conv2": _conv(32, 0.01, 0.004, CONV_AVG),
         "conv3": _conv(64, 0.01, 0.004, CONV_AVG),
-        "fc10": _classifier(model, 0.1, 3.0),
+        "fc10": _classifier(model, 0.01, 3.0),
     }
 
 

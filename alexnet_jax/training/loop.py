@@ -21,6 +21,7 @@ from alexnet_jax.data.protocol import Source
 from alexnet_jax.data.sources import fit_classes, fitting_batch, open_sources, with_classes
 from alexnet_jax.data.sources.arrays import NAME as GIVEN
 from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.model.kernels import colour_share
 from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial_statistics
 from alexnet_jax.training import evaluate as evaluation
 from alexnet_jax.training import log, optimizers
@@ -296,13 +297,17 @@ def finish(run: Run) -> dict[str, Any]:
     # The validation split may have been evaluated after the last step.
     if final is not None and (done is None or (done.step, done.views) != (run.step, views)):
         evaluate_split(run, step_of(run, views), final, views)
+    variables = parallel.to_host(run.state.variables)
+    first = variables["params"][run.tower.layers[0].name]["kernel"]
     result = {
         "seed": config.seed,
         "steps": run.step,
         "placement": run.placement.name,
         "devices": run.placement.mesh.devices.size,
-        "parameters_sha256": parameters_sha256(manifest(parallel.to_host(run.state.variables))),
+        "parameters_sha256": parameters_sha256(manifest(variables)),
     }
+    if first.ndim == 5:  # A convolution. In every run one tower specializes in colour: section 6.1.
+        result["colour_share"] = [float(share) for share in colour_share(first).mean(1)]
     for split, event in run.evaluations.items():
         where = ("event", "step", "epoch", "split")
         result[split] = {k: v for k, v in to_json(event).items() if k not in where}

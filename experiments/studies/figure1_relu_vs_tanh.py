@@ -31,6 +31,8 @@ TARGET = 0.25
 def base() -> ConfigDict:
     """The network without regularization, trained until it reaches the target error."""
     config = CONVNETS["get_config"]("19pct")
+    config.data.crop_size = 24  # The central part of the image.
+    config.model.layers.fc10.init_std = 0.1
     for name in config.model.layer_order:
         config.model.layers[name].weight_decay = 0.0
     config.num_epochs = 120.0
@@ -39,7 +41,6 @@ def base() -> ConfigDict:
     config.checkpoint_every_steps = 390
     config.keep_checkpoints = 1
     config.warn_stuck_after_steps = 0
-    config.data.update(random_crop=False, random_flip=False)
     config.optimizer.schedule = "constant"
     config.evaluate.update(splits=("train",), every_epochs=1.0, final_views=1, batch_size=500)
     return config
@@ -65,13 +66,13 @@ def get_config(which: str = "best") -> ConfigDict:
     config.update_from_flattened_dict(variants[first])
     if which == "rates":
         title = f"Rates for Figure 1: training error on CIFAR-10 after {TUNING_EPOCHS:.0f} epochs"
-        return study(config, variants | {first: {}}, seeds, title=title, measure="train_error")
+        return study(config, variants | {first: {}}, seeds, title=title, measures=("train_error",))
     return study(
         config,
         variants | {first: {}},
         seeds,
         title=f"Figure 1: epochs to {TARGET:.0%} training error on CIFAR-10",
-        measure="epochs_to_error",
+        measures=("epochs_to_error",),
         target=TARGET,
         paper={"tanh": 6.0},
     )

@@ -29,6 +29,10 @@ RATE = "optimizer.learning_rate"
 BEST: dict[str, float] = {}
 """The best rate of each variant in `GRID`, as the table of `rates` says. Empty until the search has
 been run: every variant has the rate of the base."""
+MEASURES = (
+    *("test_error", "test_error_10_views", "train_error", "seconds"),
+    *("most_colour", "least_colour"),
+)
 
 # As in layers-145-half.cfg, which keeps the last convolution and the dense layers.
 HALVED = {"conv1": 48, "conv2": 128, "conv3": 192, "conv4": 192}
@@ -84,7 +88,7 @@ def get_config(which: str = "best") -> ConfigDict:
             {name: VARIANTS[name] for name in TUNED},
             grid={RATE: GRID},
             seeds=(9,),
-            measure="validation_error",
+            measures=("validation_error",),
             title="Learning rates by variant: error on a tenth of the training photographs",
         )
     if which != "best":
@@ -98,6 +102,7 @@ def get_config(which: str = "best") -> ConfigDict:
         config,
         variants,
         seeds=(0, 1, 2),
+        measures=MEASURES,
         more_seeds=dict.fromkeys(("base", "lrn-off", "pool-2-2", "dropout-off"), (3, 4)),
         title="Parts of the two-tower network on ten classes of ImageNet photographs",
         # Sections 3.3, 3.4, 4.1 and 3.2 of the paper: ImageNet, the full network.

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.text import Text
 
 from alexnet_jax.analysis import figures, study
-from alexnet_jax.analysis.comparison import Row
+from alexnet_jax.analysis.comparison import Difference, Row
 from alexnet_jax.config import default
 from alexnet_jax.training import drawing
 from alexnet_jax.training.drawing import COLOURS
@@ -98,11 +98,11 @@ def study_of(names, **options):
 
 def test_differences_are_drawn_with_interval_seeds_and_the_papers():
     table = [
-        Row("base", {0: 30.0, 1: 32.0}, (), None, None),
-        Row("worse", {0: 35.0, 1: 38.0}, (), (5.5, 4.0, 7.0), 1.5),
-        Row("similar", {0: 31.0, 1: 32.0}, (), (0.5, -2.0, 3.0), None),
-        Row("once", {1: 34.0}, (0,), (2.0, None, None), None),
-        Row("blind", {0: 90.0, 1: 90.0}, (), (59.0, 50.0, 68.0), None),
+        Row("base", {0: 30.0, 1: 32.0}, {}, None, None),
+        Row("worse", {0: 35.0, 1: 38.0}, {}, Difference(5.5, 4.0, 7.0), 1.5, 0.01),
+        Row("similar", {0: 31.0, 1: 32.0}, {}, Difference(0.5, -2.0, 3.0), None, 0.4),
+        Row("once", {1: 34.0}, {0: "failed"}, Difference(2.0), None),
+        Row("blind", {0: 90.0, 1: 90.0}, {}, Difference(59.0, 50.0, 68.0), None, 0.01),
     ]
     (axis,) = figures.study_figure(study_of([row.name for row in table]), None, table).axes
     places = {
@@ -143,7 +143,7 @@ def test_differences_are_drawn_with_interval_seeds_and_the_papers():
 
 
 def test_curves_down_to_a_target_are_the_training_errors(tmp_path):
-    config = study_of(("base", "tanh"), measure="epochs_to_error", target=0.25)
+    config = study_of(("base", "tanh"), measures=("epochs_to_error",), target=0.25)
     for number, (name, seed) in enumerate(study.runs(config)[:3]):  # the last has not begun
         workdir = tmp_path / name / f"seed-{seed}"
         log = [
@@ -179,3 +179,21 @@ def test_names_of_classes_are_drawn_as_they_are(name):
         assert figures.svg(figure).count(b"</svg>") == 1
         texts = [text for text in figure.findobj(Text) if text.get_text() == name]
         assert texts and not any(text.get_parse_math() for text in texts)
+
+
+def test_variants_are_overlaid_by_the_mean_of_their_seeds():
+    """The base is the thick line; curves of splits with few evaluations give way to the steps."""
+
+    def run(start, evaluations):
+        steps = [training_mean(float(e), start / (e + 1), 0.5, step=e) for e in range(6)]
+        return [*steps, *(evaluation("train", float(e), start, 0.25) for e in range(evaluations))]
+
+    logs = {"base": [run(2.0, 1), run(4.0, 1)], "tanh": [run(6.0, 6)], "none": []}
+    (axis,) = figures.study_overlay(logs, "loss", "base").axes
+    base, tanh = axis.lines
+    assert np.transpose(base.get_data()) == pytest.approx(
+        np.array([(e, 3 / (e + 1)) for e in range(6)])
+    )
+    assert np.transpose(tanh.get_data()) == pytest.approx(np.array([(e, 6.0) for e in range(6)]))
+    assert base.get_linewidth() > tanh.get_linewidth()
+    assert [line.get_label() for line in axis.lines] == ["base", "tanh"]

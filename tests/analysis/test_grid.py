@@ -14,7 +14,7 @@ RATE = "optimizer.learning_rate"
 def over_rates(**more):
     variants = {"base": {}, "tanh": {"model.activation": "tanh"}}
     return study.study(
-        tiny_config(), variants, seeds=(7,), title="Rates", measure="validation_error",
+        tiny_config(), variants, seeds=(7,), title="Rates", measures=("validation_error",),
         grid={RATE: (0.01, 0.05, 0.1)}, **more,
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_the_best_value_is_chosen_for_each_variant_alone(tmp_path):
     config = over_rates()
     table = comparison.rows(config, tmp_path)
     assert comparison.best_of_grid(config, table) == {"base": (0.05,), "tanh": (0.01,)}
-    assert "base 0.05; tanh 0.01." in comparison.markdown(config, table)
+    assert "base 0.05; tanh 0.01." in comparison.table(config, tmp_path).markdown()
 
 
 def test_some_variants_have_more_seeds():

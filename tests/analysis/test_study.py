@@ -1,5 +1,6 @@
 """Studies: which runs they are made of; runs cut, shared out and put together again."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from alexnet_jax.analysis import study
+from alexnet_jax.analysis import outcomes, study
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import leaves
 from alexnet_jax.errors import Stopped, UsageError
@@ -35,6 +36,20 @@ def small(**changes):
     )
 
 
+@contextlib.contextmanager
+def _learned():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcomes, "at_chance", lambda loss, classes: False)
+        yield
+
+
+@pytest.fixture
+def learned():
+    """Runs of eight steps, which cannot have learned anything, count as trained."""
+    with _learned():
+        yield
+
+
 def outputs(folder):
     return {name: (folder / name).read_bytes() for name in ("table.md", "table.csv", "figure.png")}
 
@@ -43,7 +58,8 @@ def outputs(folder):
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert study.run(small(), folder) == []
-    study.write(small(), folder)
+    with _learned():
+        study.write(small(), folder)
     return folder
 
 
@@ -77,7 +93,7 @@ def test_runs_differ_by_seed_and_by_variant(whole):
     assert len(losses) == 4
 
 
-def test_in_parts_and_any_order_it_is_the_same(whole, tmp_path):
+def test_in_parts_and_any_order_it_is_the_same(learned, whole, tmp_path):
     for part in ((2, 3), (3, 3), (1, 3)):
         study.run(small(), tmp_path, part)
     study.write(small(), tmp_path)
@@ -169,7 +185,7 @@ def test_a_signal_ends_the_study_and_is_no_failure(trained, tmp_path, monkeypatc
     assert not list(tmp_path.glob("**/failed.json"))
 
 
-def test_killed_and_started_again_it_ends_with_the_same_table(whole, tmp_path):
+def test_killed_and_started_again_it_ends_with_the_same_table(learned, whole, tmp_path):
     """In a process of its own, killed in its second run."""
     code = (
         "import sys; from pathlib import Path; import tests.conftest;"
@@ -188,7 +204,7 @@ def test_killed_and_started_again_it_ends_with_the_same_table(whole, tmp_path):
     assert outputs(tmp_path) == outputs(whole)
 
 
-def test_a_run_that_fails_is_reported_and_the_others_go_on(whole, tmp_path):
+def test_a_run_that_fails_is_reported_and_the_others_go_on(learned, whole, tmp_path):
     config = small()
     config.unlock()
     explodes = (("max_not_finite_steps", 1), ("optimizer.learning_rate", 1e12))
@@ -199,7 +215,7 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(whole, tmp_path):
     assert len(failed) == 2 and all(line.startswith("explodes, seed") for line in failed)
     why = json.loads((tmp_path / "explodes" / "seed-0" / "failed.json").read_text())
     assert "not finite" in why["error"] and "Traceback" in why["traceback"]
-    assert "| explodes |  |  | 0 (2 missing) |" in study.write(config, tmp_path)
+    assert "| explodes |  |  | 0 (2 failed) |" in study.write(config, tmp_path)
 
 
 def test_another_study_in_the_same_folder_is_refused(trained, tmp_path):
@@ -241,8 +257,11 @@ def test_seeds_share_their_programs(tmp_path):
 @pytest.mark.parametrize(
     "change,says",
     [
-        ({"measure": "loss"}, "config.measure = 'loss'"),
-        ({"seeds": ()}, "config.seeds"),
+        ({"measures": ("test_error", "loss")}, "config.measures: 'loss'"),
+        ({"seeds": ()}, "config.seeds is empty"),
+        ({"measures": ()}, "config.measures is empty"),
+        ({"seeds": (0, 1, 0)}, "'base': seed 0 is there twice"),
+        ({"more_seeds": (("lrn-off", (1,)),)}, "'lrn-off': seed 1 is there twice"),
         ({"seeds": (0, -1)}, "'base': config.seed = -1"),
         (
             {"variants": (("base", ()), ("x", (("seed", 1),)), ("x", ()))},
@@ -292,7 +311,78 @@ STUDIES = sorted((ROOT / "experiments" / "studies").glob("*.py"))
 def test_every_study_is_one_that_would_start(path, tmp_path, capsys):
     """Without its runs: an empty table, and no error."""
     assert main(["study", f"--config={path}", f"--workdir={tmp_path}", "--table_only"]) == 0
-    assert "missing" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not started" in out and f"{tmp_path / 'table.md'}" in out
+
+
+def test_a_table_is_not_made_for_other_runs_than_there_are(trained, tmp_path, capsys):
+    """The logs say what was run; a study that says something else changes nothing."""
+    study.run(small(), tmp_path)
+    study.write(small(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for field, value in (("model.activation", "tanh"), ("data.shrink", "bilinear")):
+        other = small()
+        other.unlock()
+        variants = dict(other.variants)
+        variants["lrn-off"] = (*variants["lrn-off"], (field, value))
+        other.variants = tuple(variants.items())
+        for act in (study.write, study.run):
+            with pytest.raises(UsageError, match=rf"config\.{field} = .* and the study says"):
+                act(other, tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_table_needs_no_images(trained, tmp_path):
+    """Logs come from another machine: neither the data nor the number of its classes is here."""
+    config = small()
+    config.unlock()
+    config.base.data.source = "folder:gone"
+    for name, seed in study.runs(config):
+        run = study.run_config(config, name, seed)
+        run.unlock()
+        run.model.num_classes = run.model.layers.fc8.features = 3  # as the images said
+        train.train_and_evaluate(run, tmp_path / name / f"seed-{seed}")
+    assert "| lrn-off | 50.00" in study.write(config, tmp_path)
+
+
+def test_a_finished_study_changes_nothing(trained, tmp_path):
+    study.run(small(), tmp_path)
+    study.write(small(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    study.run(small(), tmp_path)
+    study.write(small(), tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_it_says_how_long_all_runs_still_take(trained, tmp_path, capsys, monkeypatch):
+    clock = iter([0.0, 600.0, 1800.0, 2700.0])  # 10, 20 and 15 minutes for the first three runs
+    monkeypatch.setattr(study.time, "monotonic", lambda: next(clock))
+    study.run(small(), tmp_path)
+    said = [line.partition("; ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert said == [
+        "",
+        "about 0:30 hours left for all",
+        "about 0:30 hours left for all",
+        "about 0:15 hours left for all",
+    ]
+
+
+def test_a_folder_describes_its_study(trained, tmp_path, capsys):
+    study.run(small(), tmp_path)
+    study.write(small(), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert main(["study", f"--workdir={tmp_path}", "--table_only"]) == 0
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["study", f"--workdir={tmp_path}", "--compare=lrn-off,base"]) == 0
+    assert "lrn-off less base" in capsys.readouterr().out
+    assert main(["study", f"--workdir={tmp_path}", "--compare=lrn-off"]) == 2
+    assert main(["study", f"--workdir={tmp_path / 'base'}"]) == 2
+    assert [line.partition(":")[2] for line in capsys.readouterr().err.splitlines()] == [
+        " --compare=lrn-off: give two variants, such as lrn-off,base",
+        f" --config is missing, and {tmp_path / 'base'} holds no study: give --config=FILE.py of "
+        "the study",
+    ]
 
 
 def test_a_run_is_no_study(tmp_path, capsys):

@@ -290,7 +290,9 @@ def test_a_study_runs_its_part_and_says_what_failed(called, capsys, tmp_path):
     called(study, "run", ["base, seed 0: why"])
     assert main([*typed, "--part=2/3"]) == 5
     assert called.calls[0][1:] == (tmp_path, (2, 3))
-    assert capsys.readouterr() == ("the table\n", "failed: base, seed 0: why\n")
+    out, err = capsys.readouterr()
+    wrote = ", ".join(str(tmp_path / name) for name in ("table.md", "table.csv", "figure.png"))
+    assert (out, err) == (f"the table\nwrote {wrote}\n", "failed: base, seed 0: why\n")
     called(study, "run", [])
     assert main(typed) == 0
     assert called.calls[2][1:] == (tmp_path, (1, 1))

@@ -115,6 +115,7 @@ def test_the_cifar_networks_equal_the_networks_by_hand(name):
         ]
         for layer in net.layers[:-1]:
             assert layer.init_std == STDS[layer.name]
+        assert net.layers[-1].init_std == (0.1 if name == "80sec" else 0.01)
         norms = model.lrn, model.within_map_norm
         constants = [(n.size, n.k, n.alpha, n.beta, n.alpha_divided_by_size) for n in norms]
         if name == "11pct":

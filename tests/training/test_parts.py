@@ -235,10 +235,22 @@ def test_a_loss_that_never_moves_is_reported_once_with_its_cause():
     config.warn_stuck_after_steps = 100
     config.model.layers.conv3.init_std = 0.01
     part = Warnings(config)
-    assert part.loss(99, 2.3026) == [] and part.loss(100, 2.1) == []
-    (line,) = part.loss(120, 2.3020)
+    assert part.loss(99, 2.3026, 10_000) == [] and part.loss(100, 2.1, 10_000) == []
+    (line,) = part.loss(120, 2.3020, 10_000)
     assert "step 120" in line and "ln(10)" in line and "data.scale" in line
-    assert part.loss(140, 2.3020) == []
+    assert part.loss(140, 2.3020, 10_000) == []
+
+
+@pytest.mark.parametrize(
+    "after,num_steps,first",
+    # A fifth of the run, at least 200 steps, and never later than the field says.
+    [(5000, 450_000, 5000), (5000, 2190, 438), (5000, 300, 200), (100, 2190, 100), (0, 2190, None)],
+)
+def test_a_short_run_is_not_stuck_in_silence_for_most_of_it(after, num_steps, first):
+    part = Warnings(tiny_config())
+    part.config.warn_stuck_after_steps = after
+    warned = [step for step in range(1, 6000) if part.loss(step, 2.3026, num_steps)]
+    assert warned == ([] if first is None else [first])
 
 
 def test_the_log_goes_on_behind_the_checkpoint_that_is_resumed_from(tmp_path):

@@ -8,6 +8,18 @@ from ml_collections import ConfigDict
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned
 from alexnet_jax.training.run import Due, Part, Run
 
+_SOON = 200
+"""Steps for which a network of 2012 may stay at this loss in any run: the four presets did so for
+64 to 157 steps (results/overfit-800)."""
+
+
+def at_chance(loss: float, classes: int) -> bool:
+    """Whether a cross-entropy is that of equal probabilities, ln(classes), or worse.
+
+    A network that has begun to learn is well below it.
+    """
+    return not loss < 0.99 * math.log(classes)
+
 
 class Warnings(Part):
     """Emits warnings, each of them once."""
@@ -24,7 +36,7 @@ class Warnings(Part):
         """Checks losses, dead units, and images that an evaluation could not read."""
         lines: list[str] = []
         if isinstance(event, TrainingMean):
-            lines = self.loss(event.step, event.loss)
+            lines = self.loss(event.step, event.loss, run.num_steps)
         if isinstance(event, Evaluation) and self.config.model.activation == "relu":
             lines = self.units(event.step, event.dead_units)
         if isinstance(event, Evaluation):
@@ -38,19 +50,20 @@ class Warnings(Part):
         for line in self.images("train", run.unreadable["train"]):
             run.emit(Warned(run.step, line))
 
-    def loss(self, step: int, loss: float) -> list[str]:
+    def loss(self, step: int, loss: float, num_steps: int) -> list[str]:
         """Returns a warning if the training loss is still that of equal probabilities.
 
-        This loss is ln(classes), and a network that has begun to learn is well below it. There is
-        no warning before `config.warn_stuck_after_steps` steps.
+        There is none before `config.warn_stuck_after_steps` steps or, if that is more, a fifth of
+        the `num_steps` of the run.
         """
-        limit, level = self.config.warn_stuck_after_steps, math.log(self.config.model.num_classes)
-        if not limit or step < limit or loss < 0.99 * level:
+        classes, after = self.config.model.num_classes, self.config.warn_stuck_after_steps
+        limit = min(after, max(num_steps // 5, _SOON))
+        if not after or step < limit or not at_chance(loss, classes):
             return []
         return self._once(
             "stuck",
-            f"step {step}: loss {loss:.3f} is still ln({self.config.model.num_classes}) = "
-            f"{level:.3f} after {limit} steps. Likely cause: {self._cause()}",
+            f"step {step}: loss {loss:.3f} is still ln({classes}) = {math.log(classes):.3f} after "
+            f"{limit} steps. Likely cause: {self._cause()}",
         )
 
     def units(self, step: int, dead: Mapping[str, float]) -> list[str]:
