@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from ml_collections import ConfigDict
 from alexnet_jax.cli import arguments
 from alexnet_jax.cli.arguments import EXAMPLE
 from alexnet_jax.config import find
-from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.errors import LOST_ANOTHER, Stopped, UsageError
 
-LOST_ANOTHER = 3
+_RESUME = "start all of them again with the same command: they resume from the last checkpoint"
 NOT_THE_SAME = 4
 FAILED = 5
 NOBODY_READS = 128 + 13  # a shell shows 128 + SIGPIPE
@@ -256,9 +257,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 def _start(config: ConfigDict) -> None:
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
+    from alexnet_jax.parallel.placement import find_devices
 
     validate(config)
     prepare_host(config)
+    find_devices()
 
 
 def _run(typed: list[str]) -> int:
@@ -315,27 +318,35 @@ def main(typed: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `... | head`
-        # Otherwise Python meets the closed pipe again when it exits, and prints an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, f"error: {error}"
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except Exception as error:
-        if not _lost_another(error):
+        if not _is_one_of_several():
             raise
-        reason = str(error).strip().splitlines()[0]
-        print(
-            f"error: another process of this run is gone ({reason}); start all of them again with "
-            "the same command: they resume from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        # Immediately: an ordinary exit would wait for the lost process.
-        os._exit(LOST_ANOTHER)
+        code, text = 1, traceback.format_exc()
+        if _lost_another(error):
+            reason = str(error).strip().splitlines()[0]
+            code = LOST_ANOTHER
+            text = f"error: another process of this run is gone ({reason}); {_RESUME}"
+    print(text, file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        from alexnet_jax.parallel.agreement import leave
+
+        leave(code)
+    return code
+
+
+def _is_one_of_several() -> bool:
+    """Whether other processes take part in this run, found without starting JAX."""
+    if "jax" not in sys.modules:
+        return False
+    from alexnet_jax.parallel.agreement import processes
+
+    return processes() > 1
 
 
 def _quiet_libraries() -> None:
@@ -353,15 +364,10 @@ def _quiet_libraries() -> None:
 
 
 def _lost_another(error: Exception) -> bool:
-    if "jax" not in sys.modules:
-        return False
     import jax
 
-    return (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and "RESOURCE_EXHAUSTED" not in str(error)
-        and jax.process_count() > 1
-    )
+    lost = isinstance(error, jax.errors.JaxRuntimeError)
+    return lost and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import cache
 from alexnet_jax.errors import UsageError
+from alexnet_jax.parallel import agreement
 
 # XLA's YNNPACK convolutions run at a third of the speed of its Eigen ones on x86 CPUs, and slower
 # still for weight gradients; see benchmarks/NOTES.md.
@@ -108,3 +109,4 @@ def _join(distributed: ConfigDict) -> None:
         raise UsageError(f"config.distributed: the processes did not meet ({reason})") from error
     finally:
         timer.cancel()
+    agreement.listen(timeout)

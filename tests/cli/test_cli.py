@@ -21,6 +21,7 @@ from alexnet_jax.config import default
 from alexnet_jax.data import image_files, inputs, statistics
 from alexnet_jax.data import prepare as preparation
 from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.parallel import agreement
 from alexnet_jax.training import api
 from alexnet_jax.training import loop as training
 from alexnet_jax.training import origin as trained
@@ -310,33 +311,41 @@ def test_a_signal_is_told_by_the_exit_code(signal, code, monkeypatch, capsys):
     assert "step 40" in capsys.readouterr().err
 
 
-def test_another_process_that_is_lost_is_exit_code_3(monkeypatch, capsys):
-    """Of one process alone, or of a device without memory, the error itself is what helps."""
-    message, processes = "UNAVAILABLE: peer is gone\nand more", 2
+@pytest.mark.parametrize(
+    "error,code,text",
+    [
+        (
+            jax.errors.JaxRuntimeError("UNAVAILABLE: peer is gone\nand more"), 3,
+            "(UNAVAILABLE: peer is gone); start all of them again",
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),
+        (KeyError("bug"), 1, "KeyError: 'bug'"),
+        (UsageError("the disk is full"), 2, "error: the disk is full"),
+    ],
+)  # fmt: skip
+def test_one_of_several_that_fails_ends_at_once(error, code, text, monkeypatch, capsys):
+    """An ordinary exit would wait for the others; one process alone leaves in the usual way."""
 
-    def lose(*_):
-        raise jax.errors.JaxRuntimeError(message)
+    def fail(*_):
+        raise error
 
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr(training, "train_and_evaluate", lose)
-    monkeypatch.setattr(command.os, "_exit", leave)
+    monkeypatch.setattr(training, "train_and_evaluate", fail)
+    monkeypatch.setattr(command, "_start", lambda config: None)
+    monkeypatch.setattr(agreement, "leave", leave)
     typed = ["train", QUICKSTART, "--workdir=x"]
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "_start", lambda config: None)
-        patch.setattr(jax, "process_count", lambda: processes)
-        with pytest.raises(SystemExit) as exit:
+    if isinstance(error, UsageError):
+        assert main(typed) == 2
+    else:
+        with pytest.raises(type(error)):
             main(typed)
-        assert exit.value.code == 3
-        err = capsys.readouterr().err
-        assert "(UNAVAILABLE: peer is gone); start all of them again" in err
-        message = "RESOURCE_EXHAUSTED: out of memory"
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            main(typed)
-        message, processes = "UNAVAILABLE", 1
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            main(typed)
+    capsys.readouterr()
+    monkeypatch.setattr(agreement, "processes", lambda: 2)
+    with pytest.raises(SystemExit) as exit:
+        main(typed)
+    assert exit.value.code == code and text in capsys.readouterr().err
 
 
 def test_no_verb_is_a_mistake_and_help_is_none(capsys):
