@@ -292,7 +292,7 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
     from alexnet_jax.data import pipeline
     from alexnet_jax.training import evaluate
 
-    placement = parallel.place(run.config)
+    placement = parallel.place_near(run.config)
     step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
     variables = placement.put_towers(run.variables)
     size = evaluate.batch_size(run.config, 1, placement)
