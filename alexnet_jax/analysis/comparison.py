@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
+from alexnet_jax import jsonfiles
+from alexnet_jax.errors import UsageError
 from alexnet_jax.training import log
 from alexnet_jax.training.events import Evaluation
 
@@ -151,8 +152,9 @@ def measured(config: ConfigDict, workdir: Path) -> float | None:
         return epochs_to_error(training_curve(workdir), config.target)
     split = config.measure.partition("_")[0]
     try:
-        return 100 * json.loads((workdir / "result.json").read_text())[split]["top1_error"]
-    except (OSError, ValueError, KeyError):
+        error = jsonfiles.read(workdir / "result.json", finite=False)[split]["top1_error"]
+        return 100 * float(error)
+    except (OSError, UsageError, ValueError, LookupError, TypeError):
         return None
 
 

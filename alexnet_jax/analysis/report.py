@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
@@ -87,9 +88,8 @@ def run_page(workdir: Path) -> str:
 def study_page(folder: Path) -> str:
     """The page of a study: its table, its figure, the curves of every variant."""
     try:
-        content = json.loads((folder / "study.json").read_text())
-        config = study.from_json(content)
-    except (ValueError, KeyError, TypeError) as error:
+        config = study.from_json(jsonfiles.read(folder / "study.json"))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{folder / 'study.json'} is not a study: {error}") from error
     table = comparison.rows(config, folder)
     logs = {
@@ -391,6 +391,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = jsonfiles.read(path, finite=False)
+    except (OSError, UsageError):
         return {}
+    return found if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import jsonfiles, parallel
 from alexnet_jax.config import leaves
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import log
@@ -104,9 +104,9 @@ def verify(config: ConfigDict, workdir: Path, until: int = 0) -> Verdict:
 def _placement(workdir: Path) -> tuple[str, str, int] | None:
     """Where a run was: in words, by its name and its number of devices; None if it is not known."""
     try:
-        about = json.loads((workdir / "env.json").read_text())
+        about = jsonfiles.read(workdir / "env.json")
         return about["placement"], re.split(r"\W", about["placement"])[0], len(about["devices"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, UsageError, LookupError, TypeError):
         return None
 
 
@@ -149,8 +149,9 @@ def _short(value: Any) -> str:
 
 def _environment(workdir: Path, here: dict[str, Any]) -> list[str]:
     try:
-        there = json.loads((workdir / "env.json").read_text())
-    except (OSError, ValueError):
+        there = jsonfiles.read(workdir / "env.json")
+        there.keys()
+    except (OSError, UsageError, AttributeError):
         return ["env.json cannot be read"]
     skip = ("command",)
     flat = [dict(leaves({k: v for k, v in env.items() if k not in skip})) for env in (there, here)]

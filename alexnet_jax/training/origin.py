@@ -31,7 +31,7 @@ def config_of(origin: str | Path) -> ConfigDict:
         return files.read(origin).config
     path = origin / "config.json"
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except OSError as error:
         raise UsageError(
             f"{origin}: {error.strerror}: name a folder that `train` wrote, or a file "
