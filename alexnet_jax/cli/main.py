@@ -270,7 +270,9 @@ def _run(typed: list[str]) -> int:
         return 0 if typed else 2
     verb, *rest = typed
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        if later := next((word for word in rest if word in VERBS), None):
+            raise UsageError(f"no verb {verb!r}: the verb comes first, {_command()} {later} ...")
+        close = difflib.get_close_matches(verb.lower(), VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
         raise UsageError(f"no verb {verb!r}: {hint}")
     if {"-h", "--help"} & set(rest):
@@ -279,9 +281,15 @@ def _run(typed: list[str]) -> int:
     return VERBS[verb][0](arguments.parse(verb, VERBS[verb][1], rest)) or 0
 
 
+def _command() -> str:
+    """The command as it was typed."""
+    name = "alexnet-jax"
+    return name if Path(sys.argv[0]).stem == name else "python -m alexnet_jax"
+
+
 def usage(verb: str | None = None) -> str:
     """The help text of all verbs, or of one."""
-    command = "python -m alexnet_jax"
+    command = _command()
     if verb is None:
         rows = [f"  {name:<12}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
         return "\n".join(

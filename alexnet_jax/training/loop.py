@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.config import leaves, validate
+from alexnet_jax.config.rules import check_run
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.protocol import Source
@@ -94,6 +95,7 @@ def train_and_evaluate(
       Stopped: a signal asked the run to stop, and the state is saved.
     """
     workdir = Path(workdir)
+    check_run(config)
     config = fit_classes(config) if sources is None else _with_given_sources(config, sources)
     if optimizer is not None:
         config = config.copy_and_resolve_references()

@@ -18,6 +18,7 @@ from alexnet_jax.cli import main as command
 from alexnet_jax.cli.arguments import parse, part, steps
 from alexnet_jax.cli.main import NOBODY_READS, VERBS, main
 from alexnet_jax.config import default
+from alexnet_jax.config.find import get_config
 from alexnet_jax.data import image_files, inputs, statistics
 from alexnet_jax.data import prepare as preparation
 from alexnet_jax.errors import Stopped, UsageError
@@ -155,6 +156,80 @@ def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkey
     assert main(typed) == 2
     out, err = capsys.readouterr()
     assert not out and says in err and err.count("\n") == 1
+
+
+Q, C = "--config=quickstart", "--config."
+
+
+@pytest.mark.parametrize(
+    "typed,says",
+    [
+        ([Q, "model.dropout=0.3"], "did you mean --config.model.dropout.rate=0.3?"),
+        ([Q, "--model.dropout=0.3"], "did you mean --config.model.dropout.rate=0.3?"),
+        ([Q, "--lr=0.1"], "did you mean --config.optimizer.learning_rate=0.1?"),
+        ([Q, "--lr", "0.1"], "did you mean --config.optimizer.learning_rate=VALUE?"),
+        ([Q, "--batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "--optimizer.momentum=0"], "did you mean --config.optimizer.momentum=0?"),
+        ([Q, "config.batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "\u2014exchange"], "did you mean --exchange?"),
+        ([Q, "--zzz=3"], "no such flag of inspect; it has --config, --exchange"),
+        ([Q, "--exchange=maybe"], "--exchange=maybe: give True or False"),
+        ([Q, f"{C}tensorboard=yes"], "--config.tensorboard=yes: give True or False"),
+        ([Q, f"{C}model.dropout=0.3"], "a group of fields; give one of them, such as "
+         "--config.model.dropout.rate"),
+        ([Q, f"{C}model=3"], "--config.model=3: a group of fields"),
+        ([Q, f"{C}dropout=0.3"], "did you mean config.model.dropout.rate?"),
+        ([Q, f"{C}lr=1"], "did you mean config.optimizer.learning_rate?"),
+        ([Q, f"{C}base.batch_size=1"], "did you mean config.batch_size?"),
+        ([Q, f"{C}batch_size"], "--config.batch_size: give a value, --config.batch_size=VALUE"),
+        ([Q, f"{C}batch_size="], "--config.batch_size=: give a whole number, such as"),
+        ([Q, f"{C}batch_size=1e2"], "give a whole number, such as 100"),
+        ([Q, f"{C}batch_size=64.0"], "give a whole number, such as 64"),
+        ([Q, f"{C}optimizer.learning_rate=0,01"], "give a number, such as 0.01"),
+        ([Q, f"{C}=3"], "--config.FIELD=VALUE"),
+        ([Q, "imagenet"], "'imagenet': inspect takes flags only"),
+        (["quickstart"], "--config is missing; did you mean --config=quickstart?"),
+        (["--config=studies/components"], "config is a study, which is many runs: give it to"),
+    ],
+)  # fmt: skip
+def test_what_to_type_instead_is_said(typed, says, capsys):
+    assert main(["inspect", *typed]) == 2
+    out, err = capsys.readouterr()
+    assert not out and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "typed,says",
+    [
+        (["evaluate", "D"], "did you mean --workdir=D?"),
+        (["evaluate", "--workdir=D", "--config.placement=vmap"], "the configuration is that of"),
+        (["evaluate", "--workdir=D", Q], "the configuration is that of the run; it has --workdir"),
+        (["evaluate", "--workdir"], "--workdir: give a value, --workdir=VALUE"),
+        (["doctor", "--verbose"], "no such flag of doctor; it has no flags"),
+        ([Q, "train"], "the verb comes first, python -m alexnet_jax train ..."),
+        (["TRAIN"], "did you mean 'train'?"),
+    ],
+)
+def test_what_to_type_instead_is_said_for_other_verbs(typed, says, capsys):
+    assert main(typed) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_study_is_no_run_in_the_library_either():
+    with pytest.raises(UsageError, match="config is a study"):
+        training.train_and_evaluate(get_config("studies/components"), "/nowhere")
+
+
+@pytest.mark.parametrize("started", ["/usr/bin/alexnet-jax", "alexnet-jax.exe", "__main__.py"])
+def test_help_names_the_command_that_was_typed(started, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [started])
+    command = "python -m alexnet_jax" if started == "__main__.py" else "alexnet-jax"
+    for typed in (["--help"], ["train", "--help"]):
+        assert main(typed) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: {command} ")
+        assert ("python -m" in text) == (started == "__main__.py")
 
 
 @pytest.fixture
