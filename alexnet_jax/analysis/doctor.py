@@ -12,6 +12,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
+
 NEEDED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections", "absl-py",
     "tqdm", "tensorflow", "tensorflow-datasets", "scikit-learn", "scipy", "matplotlib", "jinja2",
@@ -132,7 +135,10 @@ def has_nvidia_gpu() -> bool:
 def data_sets() -> list[Finding]:
     """Examines whether TFDS has prepared the data sets of the configurations."""
     where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = Path(where).expanduser()
+    try:
+        root = expanded(where)
+    except UsageError as error:
+        return [Finding("data sets", str(error), "or set TFDS_DATA_DIR")]
     found = []
     for name in ("cifar10", "imagenet2012"):
         versions = sorted(path.parent.name for path in root.glob(f"{name}/*/dataset_info.json"))

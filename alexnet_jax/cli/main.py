@@ -344,7 +344,7 @@ def main(typed: list[str] | None = None) -> int:
     if _is_one_of_several():
         from alexnet_jax.parallel.agreement import leave
 
-        leave(code)
+        leave(code, alone=code == LOST_ANOTHER)
     return code
 
 

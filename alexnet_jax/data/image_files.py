@@ -8,6 +8,7 @@ import numpy as np
 
 from alexnet_jax.data.sources.folder import EXTENSIONS, Folder
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 
 
 def image_paths(arguments: Iterable[str]) -> list[Path]:
@@ -18,7 +19,7 @@ def image_paths(arguments: Iterable[str]) -> list[Path]:
     """
     paths: list[Path] = []
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = expanded(argument)
         if path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
         elif path.exists():

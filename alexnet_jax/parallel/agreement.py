@@ -23,7 +23,7 @@ from jax._src.distributed import global_state  # JAX has no public name for its 
 from alexnet_jax.errors import LOST_ANOTHER, Stopped, UsageError
 
 _LISTEN_SECONDS = 0.5
-_PATIENCE_SECONDS = 5
+_PATIENCE_SECONDS = 20
 _FAILED, _HEARD, _LEFT, _SEEN = (
     f"alexnet_jax/{what}" for what in ("failed", "heard", "left", "seen")
 )
@@ -145,7 +145,8 @@ def _tell(error: Exception) -> None:
     end = {"process": me, "code": 2 if usage else LOST_ANOTHER, "text": text}
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # One has failed before, or is gone.
         client.key_value_set(_FAILED, json.dumps(end))
-        _wait_for_others(_HEARD)
+        if not isinstance(error, jax.errors.JaxRuntimeError):  # Another one is gone already.
+            _wait_for_others(_HEARD)
 
 
 def _wait_for_others(what: str) -> None:
@@ -153,15 +154,19 @@ def _wait_for_others(what: str) -> None:
         _client().blocking_key_value_get(f"{what}/{other}", 1000 * _PATIENCE_SECONDS)
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, alone: bool = False) -> NoReturn:
     """Ends this process after an error; an ordinary exit would wait for processes that hang.
 
     The first process, through which all are joined, leaves last: JAX aborts the others without it.
+
+    Args:
+      code: the exit code.
+      alone: whether another process is gone, so that there is nobody to wait for.
     """
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        if global_state.process_id == 0:
+        if global_state.process_id == 0 and not alone:
             _wait_for_others(_LEFT)
-        else:
+        elif global_state.process_id:
             _client().key_value_set(f"{_LEFT}/{global_state.process_id}", "")
     os._exit(code)
 
@@ -186,7 +191,8 @@ def listen(start_timeout_seconds: float) -> None:
 
 def _listen(leaving: threading.Event) -> None:
     while not leaving.wait(_LISTEN_SECONDS):
-        client = _client()
+        if (client := _client()) is None:  # The program has taken leave of the others.
+            return
         try:
             end = json.loads(client.key_value_try_get(_FAILED))
         except jax.errors.JaxRuntimeError:  # Nobody has failed, or the store itself is gone.

@@ -281,11 +281,13 @@ def find_devices() -> list[Any]:
     try:
         found = jax.devices()
     except Exception as error:  # RuntimeError, or AssertionError where a plugin is missing
-        reason = str(error).partition("\n")[0]
+        reason, asked = str(error).partition("\n")[0], os.environ.get("JAX_PLATFORMS", "")
+        advice = "set it to cpu, or unset it; `python -m alexnet_jax doctor` shows what is missing"
+        if asked == "cpu":
+            advice = "check JAX_NUM_CPU_DEVICES and XLA_FLAGS"
+        reason = f" ({reason})" if reason else ""
         raise UsageError(
-            f"JAX finds no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-            + (f" ({reason})" if reason else "")
-            + ": set it to cpu, or unset it; `python -m alexnet_jax doctor` shows what is missing"
+            f"JAX finds no device with JAX_PLATFORMS={asked}{reason}: {advice}"
         ) from error
     return sorted(found, key=lambda device: (device.process_index, device.id))
 

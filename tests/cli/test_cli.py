@@ -404,7 +404,8 @@ def test_one_of_several_that_fails_ends_at_once(error, code, text, monkeypatch, 
     def fail(*_):
         raise error
 
-    def leave(code):
+    def leave(code, alone):
+        assert alone == (code == 3)
         raise SystemExit(code)
 
     monkeypatch.setattr(training, "train_and_evaluate", fail)
@@ -458,7 +459,7 @@ def test_inspect_prints_the_layers(capsys):
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
+def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind(tmp_path):
     """The default on a CPU host is a real split over two devices; help starts nothing."""
     code = (
         "import sys, alexnet_jax, alexnet_jax.__main__ as m; m.main(['--help']);"
@@ -470,14 +471,14 @@ def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
-        "XDG_CACHE_HOME": "/some/where",
+        "XDG_CACHE_HOME": str(tmp_path),
     }
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["/some/where/alexnet_jax", "pmap, 2 cpu devices"]
+    assert done.stdout.splitlines()[-2:] == [f"{tmp_path}/alexnet_jax", "pmap, 2 cpu devices"]
 
 
 def test_bench_measures_the_digits(capsys):

@@ -148,3 +148,5 @@ def test_a_path_with_colons_is_a_file_if_there_is_one(tmp_path, monkeypatch):
     (tmp_path / "c:d" / "a:b.py").write_text(text + "    c.seed = len(n)\n    return c\n")
     assert find.get_config("c:d/a:b.py").seed == 1
     assert find.get_config("c:d/a:b.py:x:y").seed == 3
+    (tmp_path / "c:d" / "a:b.py:y.py").write_text(text + "    c.seed = 77\n    return c\n")
+    assert find.get_config("c:d/a:b.py:y.py").seed == 77

@@ -178,7 +178,7 @@ def test_what_one_process_alone_has_seen_ends_or_steers_both(tmp_path, alone):
     workdir = tmp_path / "run"
     for faults in (["", "full"], ["full", ""]):
         pair, errors = faulty_pair(workdir, faults)
-        assert [process.returncode for process in pair] == [2, 2]
+        assert [process.returncode for process in pair] == [2, 2], errors
         for fault, err in zip(faults, errors, strict=True):
             (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
             assert "No space left on device" in line and ("of this run failed" in line) != (
@@ -191,7 +191,7 @@ def test_what_one_process_alone_has_seen_ends_or_steers_both(tmp_path, alone):
         again = shutil.copytree(workdir, tmp_path / "".join(faults) / f"{faults[0] or 'other'}")
         (again.parent / "faults.py").write_text(FAULTS)
         pair, errors = faulty_pair(again, faults)
-        assert [process.returncode for process in pair] == [0, 0]
+        assert [process.returncode for process in pair] == [0, 0], errors
         assert "checkpoint 8 in" in errors[0] and "it is skipped" in errors[0]
         assert "from step 4" in errors[0] and not list(again.glob("checkpoints/*.damaged"))
         same_run(again, alone)

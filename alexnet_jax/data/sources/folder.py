@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.data.encoded import Encoded
 from alexnet_jax.data.protocol import Kind
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 from alexnet_jax.registry import SOURCES
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp")
@@ -77,7 +78,7 @@ def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
     Raises:
       UsageError: there is no such folder or split, it holds no image, or a class folder is empty.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         raise UsageError(f"data.source: there is no folder {root}; give PATH of PATH/SPLIT/CLASS/*")
     if split in _TEST:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import jsonfiles
 from alexnet_jax.data.protocol import Kind, Reader
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 from alexnet_jax.registry import SOURCES
 
 
@@ -102,7 +103,7 @@ def open_prepared(path: str, split: str, data: ConfigDict) -> Prepared:
       UsageError: there is no such split, it is unfinished, or its files do not fit together.
     """
     del data
-    folder = Path(path).expanduser() / split
+    folder = expanded(path) / split
     if not (folder / "split.json").is_file():
         has = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/split.json")))
         raise UsageError(
