@@ -333,10 +333,12 @@ def main(typed: list[str] | None = None) -> int:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except Exception as error:
-        if not _is_one_of_several():
-            raise
         code, text = 1, traceback.format_exc()
-        if _lost_another(error):
+        if isinstance(error, ValueError) and "jax._src" in sys.modules and "jax" not in sys.modules:
+            code, text = 2, f"error: a variable of the environment: {error}"
+        elif not _is_one_of_several():
+            raise
+        elif _lost_another(error):
             reason = str(error).strip().splitlines()[0]
             code = LOST_ANOTHER
             text = f"error: another process of this run is gone ({reason}); {_RESUME}"

@@ -61,3 +61,16 @@ def test_standard_streams_that_take_nothing(redirected, code, says):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (code, says)
     assert bool(done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    "name,value", [("JAX_ENABLE_X64", "perhaps"), ("JAX_NUM_CPU_DEVICES", "many")]
+)
+def test_a_variable_that_jax_does_not_take_is_one_line(name, value):
+    done = subprocess.run(
+        [*COMMAND, "evaluate", "--workdir=/nowhere"], env=os.environ | {name: value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: a variable of the environment: ")
+    assert name.lower().removeprefix("jax_") in done.stderr.lower()
