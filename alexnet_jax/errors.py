@@ -1,5 +1,8 @@
 """The two ways to end early that are not bugs."""
 
+LOST_ANOTHER = 3
+"""Exit code of a process that ends because another one of the same run was lost."""
+
 
 class UsageError(Exception):
     """An error that the user can fix.

@@ -25,7 +25,21 @@ def local(text: str, name: str) -> Path:
             f"{name}={text}: only paths of this machine are read and written: mount the bucket "
             f"({tool}) and name the mounted folder"
         )
-    return Path(text).expanduser()
+    return expanded(text)
+
+
+def expanded(text: str) -> Path:
+    """A path with `~` and `~user` expanded.
+
+    Raises:
+      UsageError: there is no such home folder, as in a container whose user has only a number.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{text}: there is no such home folder: set HOME, or write it out"
+        ) from error
 
 
 def shown(path: str | Path) -> str:

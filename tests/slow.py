@@ -5,6 +5,7 @@ SLOW = (
     "test_multihost.py::",
     "test_parallel.py::test_twenty_steps",
     "test_parallel.py::test_a_checkpoint_walks",
+    "test_parallel.py::test_a_run_is_verified_where_it_was",
     "test_parallel.py::test_a_batch_in_parts_gives_the_same_losses[",
     "test_faults.py::test_killed_at_random",
     "test_faults.py::test_one_of_two",

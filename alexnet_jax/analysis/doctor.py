@@ -12,6 +12,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
+
 NEEDED = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml-collections", "absl-py",
     "tqdm", "tensorflow", "tensorflow-datasets", "scikit-learn", "scipy", "matplotlib", "jinja2",
@@ -23,8 +26,12 @@ OPTIONAL = {
     "wandb": "needed by --config.wandb_project",
 }
 _INSTEAD = {"tensorflow": ("tensorflow-cpu",)}
-_BROKEN = {("jax", "0.10.2"): "miscomputes reductions on CPU (jax issue 39103): pip install -r "
-                              "requirements.txt"}  # fmt: skip
+_CLONE = (Path(__file__).parents[2] / "requirements.txt").is_file()
+_INSTALL = f"pip install {'-r requirements.txt' if _CLONE else '--upgrade alexnet-jax'}"
+_BROKEN = {
+    ("jax", "0.10.2"): "miscomputes reductions on CPU (jax issue 39103): "
+    + (_INSTALL if _CLONE else "pip install jax==0.10.1 jaxlib==0.10.1")
+}
 PYTHONS = ((3, 11), (3, 13))
 
 
@@ -59,7 +66,8 @@ def python() -> Finding:
     """Examines the Python interpreter."""
     low, high = (".".join(map(str, pair)) for pair in PYTHONS)
     fits = PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]
-    advice = "" if fits else f"use Python {low} to {high}: make PYTHON=python3.12 .venv"
+    make = ": make PYTHON=python3.12 .venv" if _CLONE else ""
+    advice = "" if fits else f"use Python {low} to {high}{make}"
     return Finding("python", platform.python_version(), advice, needed=True)
 
 
@@ -68,7 +76,7 @@ def packages() -> list[Finding]:
     found = []
     for name in NEEDED:
         has = version(name)
-        advice = "pip install -r requirements.txt" if has is None else _BROKEN.get((name, has), "")
+        advice = _INSTALL if has is None else _BROKEN.get((name, has), "")
         found.append(Finding(name, has or "not installed", advice, needed=True))
     for name, use in OPTIONAL.items():
         has = version(name)
@@ -115,7 +123,8 @@ def _precision(platform: str, default: str | None, chosen: str) -> Finding:
     return Finding("precision", f"{text}; a run uses model.precision = {chosen}")
 
 
-_GPU_ADVICE = 'pip install "jax[cuda13]"; then nvidia-smi must list the GPU'
+_CUDA = "jax[cuda13]" if _CLONE else "alexnet-jax[cuda]"
+_GPU_ADVICE = f'pip install "{_CUDA}"; then nvidia-smi must list the GPU'
 
 
 def has_nvidia_gpu() -> bool:
@@ -126,7 +135,10 @@ def has_nvidia_gpu() -> bool:
 def data_sets() -> list[Finding]:
     """Examines whether TFDS has prepared the data sets of the configurations."""
     where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    root = Path(where).expanduser()
+    try:
+        root = expanded(where)
+    except UsageError as error:
+        return [Finding("data sets", str(error), "or set TFDS_DATA_DIR")]
     found = []
     for name in ("cifar10", "imagenet2012"):
         versions = sorted(path.parent.name for path in root.glob(f"{name}/*/dataset_info.json"))

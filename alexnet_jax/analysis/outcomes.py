@@ -6,12 +6,12 @@ An outcome is named by one of `NAMED` or, for any other number in `result.json`,
 
 import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import log
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean
@@ -167,7 +167,7 @@ def _scaled(factor: float, value: float | None) -> float | None:
 
 def _json(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = jsonfiles.read(path, finite=False)
+    except (OSError, UsageError):
         return None
     return cast(dict[str, Any], found) if isinstance(found, dict) else None

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
@@ -318,7 +319,7 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
     from alexnet_jax.data import pipeline
     from alexnet_jax.training import evaluate
 
-    placement = parallel.place(run.config)
+    placement = parallel.place_near(run.config)
     step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
     variables = placement.put_towers(run.variables)
     size = evaluate.batch_size(run.config, 1, placement)
@@ -406,6 +407,7 @@ def _render(template: str, **values: Any) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        found = jsonfiles.read(path, finite=False)
+    except (OSError, UsageError):
         return {}
+    return found if isinstance(found, dict) else {}

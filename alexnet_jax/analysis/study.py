@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.analysis import comparison, figures
 from alexnet_jax.analysis.outcomes import outcome
 from alexnet_jax.config import completed, leaves, tuples, validate
@@ -100,12 +101,12 @@ def read(folder: Path) -> ConfigDict:
     """
     path = folder / "study.json"
     try:
-        return from_json(json.loads(path.read_text()))
+        return from_json(jsonfiles.read(path))
     except OSError as error:
         raise UsageError(
             f"--config is missing, and {folder} holds no study: give --config=FILE.py of the study"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is not a study: {error}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel
+from alexnet_jax import jsonfiles, parallel
 from alexnet_jax.config import leaves
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
@@ -31,6 +31,7 @@ class Verdict:
       checksums: the number of these that hold a checksum of the parameters.
       differences: one line per difference, in the order of the log.
       environment: one line per difference in versions, devices and the like.
+      placements: where the run was and where the steps were run again, if that is not the same.
     """
 
     until: int
@@ -38,6 +39,7 @@ class Verdict:
     checksums: int
     differences: tuple[str, ...]
     environment: tuple[str, ...]
+    placements: tuple[str, str] | None = None
 
     @property
     def same(self) -> bool:
@@ -50,9 +52,14 @@ class Verdict:
             f"steps 1 to {self.until}: {self.lines} lines of metrics.jsonl, "
             f"{self.checksums} with a checksum of all parameters"
         )
+        elsewhere = ""
+        if self.placements:
+            there, here = self.placements
+            elsewhere = f"\nthe run was on {there}; here it is {here}: equal up to rounding only"
         if self.same:
-            return f"the same to the bit, {what}"
-        rows = [f"not the same, {what}", *(f"  {line}" for line in self.differences[:10])]
+            return f"the same to the bit, {what}{elsewhere}"
+        rows = [f"not the same, {what}{elsewhere}"]
+        rows += [f"  {line}" for line in self.differences[:10]]
         if len(self.differences) > 10:
             rows.append(f"  and {len(self.differences) - 10} more")
         rows += ["what else is different here:"] if self.environment else []
@@ -78,21 +85,34 @@ def verify(config: ConfigDict, workdir: Path, until: int = 0) -> Verdict:
     until = until or saved[0]
     if until > saved[-1]:
         raise UsageError(f"--until={until}: the log of {workdir} is whole up to step {saved[-1]}")
-    here = workdirs.environment(parallel.place(config))
+    there = _placement(workdir)
+    placement = parallel.place_near(config, there and there[1:], trains=True)
+    here = workdirs.environment(placement)
     sources = open_sources(config, *workdirs.class_names(config, workdir))
     unseen = config.copy_and_resolve_references()
     unseen.update(tensorboard=False, wandb_project="")  # They show the run itself, and once.
     with tempfile.TemporaryDirectory(prefix="alexnet_jax-verify-") as folder:
-        train_and_evaluate(unseen, folder, until=until, sources=sources)
+        train_and_evaluate(unseen, folder, until=until, sources=sources, placement=placement)
         again = repeatable(log.read(Path(folder)))
     lines = {key: line for key, line in logged.items() if key[0] <= until}
+    moved = (there[0], here["placement"]) if there and there[0] != here["placement"] else None
     return Verdict(
         until=until,
         lines=len(lines),
         checksums=sum(kind == Saved.kind for _, kind in lines),
         differences=tuple(_differences(lines, again)),
         environment=tuple(_environment(workdir, here)),
+        placements=moved,
     )
+
+
+def _placement(workdir: Path) -> tuple[str, str, int] | None:
+    """Where a run was: in words, by its name and its number of devices; None if it is not known."""
+    try:
+        about = jsonfiles.read(workdir / "env.json")
+        return about["placement"], re.split(r"\W", about["placement"])[0], len(about["devices"])
+    except (OSError, UsageError, LookupError, TypeError):
+        return None
 
 
 Key = tuple[int, str]
@@ -134,8 +154,9 @@ def _short(value: Any) -> str:
 
 def _environment(workdir: Path, here: dict[str, Any]) -> list[str]:
     try:
-        there = json.loads((workdir / "env.json").read_text())
-    except (OSError, ValueError):
+        there = jsonfiles.read(workdir / "env.json")
+        there.keys()
+    except (OSError, UsageError, AttributeError):
         return ["env.json cannot be read"]
     skip = ("command",)
     flat = [dict(leaves({k: v for k, v in env.items() if k not in skip})) for env in (there, here)]

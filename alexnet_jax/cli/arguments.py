@@ -9,7 +9,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from alexnet_jax.config import find
-from alexnet_jax.config.fields import suggestion
+from alexnet_jax.config.fields import declared, leaves, suggestion
+from alexnet_jax.config.rules import check_run
 from alexnet_jax.errors import UsageError
 from alexnet_jax.paths import local
 
@@ -79,7 +80,14 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-_CONFIG = "NAME[:PRESET] or FILE.py[:PRESET]; change a field with --config.FIELD=VALUE."
+_CONFIG = f"{find.FORMS}; change a field with --config.FIELD=VALUE."
+
+_SHORT = {
+    "lr": "optimizer.learning_rate", "wd": "optimizer.weight_decay", "epochs": "num_epochs",
+    "bs": "batch_size", "dropout": "model.dropout.rate", "classes": "model.num_classes",
+    "dataset": "data.source", "data": "data.source",
+}  # fmt: skip
+"""Fields by the names that other programs have for them."""
 
 
 def meaning(name: str) -> str:
@@ -104,11 +112,7 @@ def parse(
     for argument in arguments:
         name = re.split(r"[=.\[]", argument.lstrip("-"))[0]
         if argument.startswith("-") and name not in names and name.removeprefix("no") not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            raise UsageError(
-                f"--{name}: no such flag of {verb}; "
-                + (f"did you mean --{close[0]}?" if close else f"it has --{', --'.join(names)}")
-            )
+            raise UsageError(f"--{name}: no such flag of {verb}; {_instead(argument, names)}")
     flag = flags.FlagValues()
     for name in names:
         if name != "config":
@@ -119,8 +123,13 @@ def parse(
     if "config" in names:
         spec, typed = _without_config(typed)
         if spec is None and not optional_config:
-            raise UsageError(f"--config is missing; {verb} needs it: {_CONFIG}")
-        config = None if spec is None else find.get_config(spec)
+            known = [word for word in arguments if word.partition(":")[0] in find.names()]
+            hint = f"did you mean --config={known[0]}?" if known else f"{verb} needs it: {_CONFIG}"
+            raise UsageError(f"--config is missing; {hint}")
+        if spec is not None:
+            config = find.get_config(spec)
+            if verb != "study":
+                check_run(config)
     try:
         if "config" in names and config is None:
             flags.DEFINE_string("config", "", help=_CONFIG, flag_values=flag)
@@ -128,11 +137,11 @@ def parse(
             config_flags.DEFINE_config_dict("config", config, flag_values=flag, sys_argv=typed)
         rest = flag(typed)[1:]
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UsageError(_plain(error, arguments)) from error
+        raise UsageError(_plain(error, arguments, config)) from error
     if "images" in names:
         flag.images = [*flag.images, *rest]
     elif rest:
-        raise UsageError(f"{rest[0]!r}: {verb} takes flags only; see `{verb} --help`")
+        raise UsageError(f"{rest[0]!r}: {verb} takes flags only; {_instead(rest[0], names)}")
     for name in _PATHS & set(names):
         if flag[name].present:
             flag[name].value = str(local(flag[name].value or "", f"--{name}"))
@@ -141,6 +150,29 @@ def parse(
         if flag[name].value is None and not (name == "workdir" and "weights" in names):
             raise UsageError(f"--{name} is missing; {verb} needs it: {meaning(name)}")
     return flag
+
+
+def _instead(word: str, names: tuple[str, ...]) -> str:
+    """What to type instead of a word that is no flag of a verb."""
+    name, _, value = word.lstrip("-\u2010\u2011\u2012\u2013\u2014\u2212").partition("=")
+    has = f"it has --{', --'.join(names)}" if names else "it has no flags"
+    first = re.split(r"[.\[]", name)[0]
+    if first == "config" and first not in names:
+        return f"the configuration is that of the run; {has}"
+    if first != "config" and (close := difflib.get_close_matches(first, names, n=1, cutoff=0.7)):
+        return f"did you mean --{close[0]}?"
+    if "config" in names and (field := _field(name.removeprefix("config."))):
+        return f"did you mean --config.{field}={value or 'VALUE'}?"
+    if not word.startswith("-") and "workdir" in names:
+        return f"did you mean --workdir={word}?"
+    return has
+
+
+def _field(name: str) -> str:
+    """The field that somebody may mean by a name, or nothing."""
+    if name in (known := declared()):
+        return name
+    return _SHORT.get(name) or suggestion(name, list(known)).removeprefix("; did you mean ")[:-1]
 
 
 def _without_config(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -155,19 +187,47 @@ def _without_config(arguments: list[str]) -> tuple[str | None, list[str]]:
     return spec, others
 
 
-def _plain(error: Exception, arguments: list[str]) -> str:
+def _plain(error: Exception, arguments: list[str], config: Any) -> str:
     """An error of the parser as one line that names the field as it was typed."""
     text = " ".join(str(error).split())
+    if match := re.match(r"flag --([\w.\[\]]+)=(.*?): (.*)", text):
+        return f"--{match[1]}={match[2]}: {_wanted(match[1], match[2], match[3], config)}"
+    if match := re.match(r"Missing value for flag (\S+)", text):
+        return f"{match[1]}: give a value, {match[1]}=VALUE"
+    if text.startswith("Could not parse ''"):
+        return "--config.: give a field, --config.FIELD=VALUE"
     if isinstance(error, (AttributeError, KeyError)):
         # ml_collections names only the last part of the path.
         words = set(re.findall(r"\w+", text))
         typed = [a.lstrip("-").split("=")[0] for a in arguments if a.startswith("--config.")]
         path = next((p for p in typed if words & set(p.split("."))), "config")
         # A study holds a run as `base`.
-        prefix = "config.base." if path.startswith("config.base.") else "config."
-        hint = suggestion(path.removeprefix(prefix))
+        prefix = "config.base." if "base" in config else "config."
+        name = path.removeprefix("config.").removeprefix("base.")
+        hint = f"; did you mean {_SHORT[name]}?" if name in _SHORT else suggestion(name)
         return f"{path}: no such field" + hint.replace("mean ", f"mean {prefix}")
     return text
+
+
+def _wanted(name: str, value: str, reason: str, config: Any) -> str:
+    """What a flag takes, in the words of whoever types it."""
+    if "as a ConfigDict" in reason:
+        group = config
+        for part in name.split(".")[1:]:
+            group = group[part]
+        fields = ", ".join(f"--{name}.{path}" for path, _ in list(leaves(group))[:3])
+        return f"a group of fields; give one of them, such as {fields}"
+    if "int()" in reason:
+        try:
+            whole = int(float(value))
+        except (ValueError, OverflowError):
+            whole = 128
+        return f"give a whole number, such as {whole}"
+    if "to float" in reason:
+        return f"give a number, such as {value.replace(',', '.') if ',' in value else 0.01}"
+    if "Non-boolean" in reason:
+        return "give True or False"
+    return reason
 
 
 def steps(text: str) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,9 @@ from ml_collections import ConfigDict
 from alexnet_jax.cli import arguments
 from alexnet_jax.cli.arguments import EXAMPLE
 from alexnet_jax.config import find
-from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.errors import LOST_ANOTHER, Stopped, UsageError
 
-LOST_ANOTHER = 3
+_RESUME = "start all of them again with the same command: they resume from the last checkpoint"
 NOT_THE_SAME = 4
 FAILED = 5
 NOBODY_READS = 128 + 13  # a shell shows 128 + SIGPIPE
@@ -279,9 +280,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 def _start(config: ConfigDict) -> None:
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
+    from alexnet_jax.parallel.placement import find_devices
 
     validate(config)
     prepare_host(config)
+    find_devices()
 
 
 def _run(typed: list[str]) -> int:
@@ -290,7 +293,9 @@ def _run(typed: list[str]) -> int:
         return 0 if typed else 2
     verb, *rest = typed
     if verb not in VERBS:
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        if later := next((word for word in rest if word in VERBS), None):
+            raise UsageError(f"no verb {verb!r}: the verb comes first, {_command()} {later} ...")
+        close = difflib.get_close_matches(verb.lower(), VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(VERBS)}"
         raise UsageError(f"no verb {verb!r}: {hint}")
     if {"-h", "--help"} & set(rest):
@@ -301,9 +306,15 @@ def _run(typed: list[str]) -> int:
     return VERBS[verb][0](flag) or 0
 
 
+def _command() -> str:
+    """The command as it was typed."""
+    name = "alexnet-jax"
+    return name if Path(sys.argv[0]).stem == name else "python -m alexnet_jax"
+
+
 def usage(verb: str | None = None) -> str:
     """The help text of all verbs, or of one."""
-    command = "python -m alexnet_jax"
+    command = _command()
     if verb is None:
         rows = [f"  {name:<12}{(fn.__doc__ or '').strip()}" for name, (fn, _, _) in VERBS.items()]
         return "\n".join(
@@ -340,27 +351,37 @@ def main(typed: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `... | head`
-        # Otherwise Python meets the closed pipe again when it exits, and prints an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NOBODY_READS
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, text = 2, f"error: {error}"
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal
     except Exception as error:
-        if not _lost_another(error):
+        code, text = 1, traceback.format_exc()
+        if isinstance(error, ValueError) and "jax._src" in sys.modules and "jax" not in sys.modules:
+            code, text = 2, f"error: a variable of the environment: {error}"
+        elif not _is_one_of_several():
             raise
-        reason = str(error).strip().splitlines()[0]
-        print(
-            f"error: another process of this run is gone ({reason}); start all of them again with "
-            "the same command: they resume from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        # Immediately: an ordinary exit would wait for the lost process.
-        os._exit(LOST_ANOTHER)
+        elif _lost_another(error):
+            reason = str(error).strip().splitlines()[0]
+            code = LOST_ANOTHER
+            text = f"error: another process of this run is gone ({reason}); {_RESUME}"
+    print(text, file=sys.stderr, flush=True)
+    if _is_one_of_several():
+        from alexnet_jax.parallel.agreement import leave
+
+        leave(code, alone=code == LOST_ANOTHER)
+    return code
+
+
+def _is_one_of_several() -> bool:
+    """Whether other processes take part in this run, found without starting JAX."""
+    if "jax" not in sys.modules:
+        return False
+    from alexnet_jax.parallel.agreement import processes
+
+    return processes() > 1
 
 
 def _quiet_libraries() -> None:
@@ -381,15 +402,10 @@ def _quiet_libraries() -> None:
 
 
 def _lost_another(error: Exception) -> bool:
-    if "jax" not in sys.modules:
-        return False
     import jax
 
-    return (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and "RESOURCE_EXHAUSTED" not in str(error)
-        and jax.process_count() > 1
-    )
+    lost = isinstance(error, jax.errors.JaxRuntimeError)
+    return lost and "RESOURCE_EXHAUSTED" not in str(error)
 
 
 if __name__ == "__main__":

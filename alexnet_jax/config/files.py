@@ -1,10 +1,10 @@
 """Configurations as files: written by a run, read again by every later version."""
 
-import json
 from typing import Any, cast
 
 from ml_collections import ConfigDict
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.config.fields import declared, leaves
 from alexnet_jax.config.guests import import_guests
 from alexnet_jax.config.rules import validate
@@ -57,10 +57,11 @@ def from_json(text: str, name: str) -> ConfigDict:
       UsageError: it is not a configuration.
     """
     try:
-        config = ConfigDict(tuples(json.loads(text)))
+        config = ConfigDict(tuples(jsonfiles.loads(text)))
         validate(completed(config).lock())
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UsageError(f"{name}: not a configuration of this version: {error}") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{name}: not a configuration of this version: {reason}") from error
     return config

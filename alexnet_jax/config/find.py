@@ -2,13 +2,18 @@
 
 import difflib
 import importlib.util
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UsageError
+
+FORMS = "NAME[:PRESET] or FILE.py[:PRESET]"
+"""What --config may be."""
 
 
 def folder() -> Path:
@@ -34,8 +39,16 @@ def find(name: str) -> Path:
     Raises:
       UsageError: there is neither; the message says what comes nearest.
     """
+    if not name:
+        raise UsageError(f"--config is empty: give {FORMS}")
     if Path(name).is_file():
+        if not name.endswith(".py"):
+            raise UsageError(f"--config={name}: not a Python file, whose name ends with .py")
         return Path(name)
+    if Path(f"{name}.py").is_file():
+        raise UsageError(f"--config={name}: no such configuration; did you mean {name}.py?")
+    if Path(name).is_dir() and name not in names():
+        raise UsageError(f"--config={name}: a folder; give {FORMS}")
     known = names()
     if name in known:
         return folder() / f"{name}.py"
@@ -58,19 +71,52 @@ def get_config(spec: str | os.PathLike[str]) -> ConfigDict:
       UsageError: there is no such configuration, its file does not take this argument, or the file
         has errors.
     """
-    name, colon, argument = os.fspath(spec).partition(":")
+    name, arguments = _divided(os.fspath(spec))
     path = find(name)
     try:
-        function = _module(path).get_config
-        config = function(argument) if colon else function()
+        function = getattr(_module(path), "get_config", None)
+        if not callable(function):
+            raise UsageError(f"--config={spec}: has no function get_config(), which returns it")
+        _check_takes(function, arguments, name)
+        config: Any = function(*arguments)
     except UsageError:
         raise
-    except Exception as error:  # Of code that is not ours: anything may go wrong in it.
+    # Of code that is not ours: anything may go wrong in it.
+    except (Exception, SystemExit) as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"--config={spec}: {text}") from error
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"--config={spec}: get_config() returns no ConfigDict")
+        raise UsageError(
+            f"--config={spec}: get_config() returns a {type(config).__name__}, not a ConfigDict: "
+            "begin with that of alexnet_jax.get_config(NAME), and change its fields"
+        )
     return config
+
+
+def _divided(spec: str) -> tuple[str, list[str]]:
+    """A name or file that there is, and what stands behind the colon that follows, if any."""
+    parts, known = spec.split(":"), names()
+    for count in range(len(parts), 0, -1):
+        name = ":".join(parts[:count])
+        if Path(name).is_file() or name in known:
+            return name, [":".join(parts[count:])][: len(parts) - count]
+    return parts[0], [":".join(parts[1:])][: len(parts) - 1]
+
+
+def _check_takes(function: Callable[..., Any], arguments: list[str], name: str) -> None:
+    """Checks that a configuration is asked for with an argument or without, as it can be.
+
+    Raises:
+      UsageError: says what to type.
+    """
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        if arguments:
+            text = f"--config={name}:{arguments[0]}: takes nothing behind a colon: --config={name}"
+        else:
+            text = f"--config={name}: needs a preset or the like behind a colon: --config={name}:X"
+        raise UsageError(text) from error
 
 
 def _module(path: Path) -> Any:

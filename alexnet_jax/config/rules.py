@@ -20,12 +20,26 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UsageError: one line that names the field and what to do.
     """
+    check_run(config)
     import_guests(config)
     check_fields(config)
     _check_distributed(config.distributed)
     _check_data(config.data)
     _check_evaluation(config)
     _check_network(config)
+
+
+def check_run(config: ConfigDict) -> None:
+    """Checks that a configuration is one of a run.
+
+    Raises:
+      UsageError: it is a study.
+    """
+    if "variants" in config and "base" in config:
+        raise UsageError(
+            "config is a study, which is many runs: give it to the verb `study`; its config.base "
+            "is one run"
+        )
 
 
 def _check_data(data: ConfigDict) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from alexnet_jax.data.formats import EXTENSIONS, NAMES
 from alexnet_jax.data.sources.folder import Folder, Listing, listing
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 
 
 def image_paths(
@@ -28,7 +29,7 @@ def image_paths(
     if not arguments:
         raise UsageError("no images: name files, folders or patterns such as 'photos/*.jpg'")
     for argument in arguments:
-        path = Path(argument).expanduser()
+        path = expanded(argument)
         if path.is_dir():
             found = _in_folder(path, complain)
         elif path.exists():

@@ -5,19 +5,28 @@ If JAX is running already, what can no longer be set stays as it is.
 
 import contextlib
 import ctypes
+import importlib.util
 import os
+import platform
 import sys
 import threading
+from importlib import metadata
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
 from alexnet_jax import cache
 from alexnet_jax.errors import UsageError
+from alexnet_jax.parallel import agreement
 
 # XLA's YNNPACK convolutions run at a third of the speed of its Eigen ones on x86 CPUs, and slower
 # still for weight gradients; see benchmarks/NOTES.md.
 _FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+_KNOWN_IN = ("0.10.1", "0.12.0.1")
+"""Versions of jaxlib that know this flag, those of requirements.txt: XLA ends the process at a flag
+that it does not know, and cannot be asked before."""
+_ACCELERATORS = ("/dev/nvidia0", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")
 
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
@@ -25,22 +34,44 @@ _M_ARENA_MAX = -8  # from glibc's malloc.h
 def prepare_process() -> None:
     """Sets what makes any use of the network faster, and changes no result.
 
-    A CPU host gets XLA's faster convolutions; the user's own XLA_FLAGS win. Compiled programs are
+    An x86 CPU gets XLA's faster convolutions; the user's own XLA_FLAGS win. Compiled programs are
     cached in `~/.cache/alexnet_jax`, or in `JAX_COMPILATION_CACHE_DIR`, so that the same program
     starts faster the next time.
     """
     # XLA prints an error for each program from the cache, because of two features of the processor
     # that are only hints. If JAX was imported first, it is too late to silence them: no cache then.
     silent = os.environ.get("TF_CPP_MIN_LOG_LEVEL") not in (None, "0", "1", "2")
-    if silent and not jax.config.values["jax_compilation_cache_dir"]:
+    unset = not jax.config.values["jax_compilation_cache_dir"]
+    if silent and unset and _is_writable(cache.folder()):
         jax.config.update("jax_compilation_cache_dir", str(cache.folder()))
         # By default JAX caches programs that took a second to compile; those of a small network
         # take less each, but more in total.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_experimental_ynn_fusion_type" not in flags:
+    if "xla_cpu_experimental_ynn_fusion_type" not in flags and _needs_flag():
         os.environ["XLA_FLAGS"] = f"{_FAST_CPU_CONVOLUTIONS} {flags}".strip()
     _share_arenas()
+
+
+def _needs_flag() -> bool:
+    """Whether JAX will run on an x86 CPU, by a jaxlib that knows the flag."""
+    asked = _platforms()
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    accelerated = plugins and any(Path(device).exists() for device in _ACCELERATORS)
+    on_cpu = asked.split(",")[0] == "cpu" if asked else not accelerated
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return on_cpu and x86 and metadata.version("jaxlib") in _KNOWN_IN
+
+
+def _platforms() -> str:
+    """What JAX_PLATFORMS or the program asks JAX for."""
+    return jax.config.values["jax_platforms"] or ""
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder can be made and written; JAX would warn about each program."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK)
 
 
 def prepare_host(config: ConfigDict) -> None:
@@ -54,9 +85,8 @@ def prepare_host(config: ConfigDict) -> None:
       UsageError: the other processes are not found; names the field.
     """
     prepare_process()
-    if "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"] and not os.environ.get(
-        "JAX_NUM_CPU_DEVICES"
-    ):
+    counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not counted and not os.environ.get("JAX_NUM_CPU_DEVICES"):
         with contextlib.suppress(RuntimeError):  # JAX is running, with the devices that it has.
             jax.config.update("jax_num_cpu_devices", config.model.towers)
     if config.distributed.enabled and not jax.distributed.is_initialized():
@@ -108,3 +138,4 @@ def _join(distributed: ConfigDict) -> None:
         raise UsageError(f"config.distributed: the processes did not meet ({reason})") from error
     finally:
         timer.cancel()
+    agreement.listen(timeout)

@@ -228,9 +228,7 @@ def place(config: ConfigDict) -> Placement:
     Raises:
       UsageError: the devices do not fit, or the batch does not divide; names the field.
     """
-    # The devices of a process side by side, so that a group of towers stays in one process.
-    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-    name = config.placement
+    devices, name = find_devices(), config.placement
     if name == "auto":
         name = _automatic(config.model.towers, len(devices))
     if name != "mesh" and jax.process_count() > 1:
@@ -241,6 +239,65 @@ def place(config: ConfigDict) -> Placement:
     mesh = Mesh(_grid(name, config.model.towers, devices), (DATA, TOWER))
     _check_batches(config, mesh.shape[DATA])
     return Placement(name, mesh)
+
+
+def place_near(
+    config: ConfigDict, like: tuple[str, int] | None = None, trains: bool = False
+) -> Placement:
+    """The placement nearest to that of a run which the devices of this machine allow.
+
+    It is for work on a run that exists, whatever devices that had: as many groups of towers as
+    there were, or as fit here; one device if none fits.
+
+    Args:
+      config: the configuration of the run.
+      like: a placement by its name and its number of devices, for equal bits; None for
+        `config.placement` over all devices.
+      trains: whether training batches must divide over the groups as well.
+
+    Raises:
+      UsageError: as `place`, in one of several processes.
+    """
+    if jax.process_count() > 1:
+        return place(config)
+    devices, towers = find_devices(), config.model.towers
+    name, count = like or (config.placement, len(devices))
+    if name == "auto":
+        name = _automatic(towers, len(devices))
+    groups = {"vmap": 0, "pmap": 1}.get(name, count // towers)
+    for parts in range(min(groups, len(devices) // towers), 0, -1):
+        if not trains or _divides(config, parts):
+            grid = np.array(devices[: parts * towers]).reshape(parts, towers)
+            return Placement(name, Mesh(grid, (DATA, TOWER)))
+    return Placement("vmap", Mesh(_grid("vmap", towers, devices), (DATA, TOWER)))
+
+
+def find_devices() -> list[Any]:
+    """All devices, those of a process side by side, so that a group of towers stays in one process.
+
+    Raises:
+      UsageError: JAX finds none.
+    """
+    try:
+        found = jax.devices()
+    except Exception as error:  # RuntimeError, or AssertionError where a plugin is missing
+        reason, asked = str(error).partition("\n")[0], os.environ.get("JAX_PLATFORMS", "")
+        advice = "set it to cpu, or unset it; `python -m alexnet_jax doctor` shows what is missing"
+        if asked == "cpu":
+            advice = "check JAX_NUM_CPU_DEVICES and XLA_FLAGS"
+        reason = f" ({reason})" if reason else ""
+        raise UsageError(
+            f"JAX finds no device with JAX_PLATFORMS={asked}{reason}: {advice}"
+        ) from error
+    return sorted(found, key=lambda device: (device.process_index, device.id))
+
+
+def _divides(config: ConfigDict, parts: int) -> bool:
+    try:
+        _check_batches(config, parts)
+    except UsageError:
+        return False
+    return True
 
 
 def _automatic(towers: int, devices: int) -> str:

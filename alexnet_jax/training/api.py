@@ -192,7 +192,7 @@ def evaluate_workdir(
     Raises:
       UsageError: there is no such checkpoint or split, or the data set is missing.
     """
-    placement = parallel.place(config)
+    placement = parallel.place_near(config)
     sources = open_sources(config, *workdirs.class_names(config, workdir))
     if split not in sources:
         raise UsageError(f"--split={split}: {workdir} has none; it has {', '.join(sources)}")

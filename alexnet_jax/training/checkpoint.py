@@ -21,10 +21,10 @@ import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from alexnet_jax.errors import UsageError
+from alexnet_jax.parallel import everyone
 from alexnet_jax.training.state import TrainState
 
 Manifest = dict[str, dict[str, Any]]
@@ -33,10 +33,11 @@ Manifest = dict[str, dict[str, Any]]
 Items = Mapping[str, Any]
 """Trees of arrays by the name of the item that holds them in a checkpoint."""
 
-_DAMAGED, _FOREIGN = ".damaged", ".foreign"
+_WHOLE, _DAMAGED, _FOREIGN = "", ".damaged", ".foreign"
+"""Kinds of checkpoints, by what their names end with from then on."""
 _VARIABLES = ("params", "batch_stats")
 _OPTIMIZER = "optimizer"
-_WHOLE = "state"  # Version 0.1 kept everything in one item.
+_EVERYTHING = "state"  # Version 0.1 kept everything in one item.
 
 
 def _of_note(record: logging.LogRecord) -> bool:
@@ -81,23 +82,33 @@ class Checkpoints:
         self._reads_only = not keep
         self._passed_over: set[int] = set()
         self.best: int | None = None
+        self._folder = workdir.resolve() / "checkpoints"
+        # Orbax reads with all processes at once: where one fails, the others would wait for it.
+        self._reader = self._open(keep if jax.process_count() == 1 else 0)
+        self._manager = self._open(keep) if keep and jax.process_count() > 1 else self._reader
+
+    def _open(self, keep: int) -> ocp.CheckpointManager:
+        """Opens the folder for all processes to write, or, with 0, for this one to read."""
+        me, alone = jax.process_index(), not keep and jax.process_count() > 1
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(keep), _Kept(lambda: self.best)]
             ),
-            read_only=self._reads_only,
-            create=not self._reads_only,
-            cleanup_tmp_directories=not self._reads_only,  # from interrupted writes
+            read_only=not keep,
+            create=keep > 0,
+            cleanup_tmp_directories=keep > 0,  # from interrupted writes
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me if alone else 0, active_processes={me} if alone else None
+            ),
         )
-        self._folder = workdir.resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._folder,
             options=options,
             item_handlers={
                 # One folder per array instead of the OCDBT database, with which TensorStore 0.1.86
                 # leaks two kilobytes per array and save.
                 name: ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-                for name in (*_VARIABLES, _OPTIMIZER, _WHOLE)
+                for name in (*_VARIABLES, _OPTIMIZER, _EVERYTHING)
             }
             | {name: ocp.JsonCheckpointHandler() for name in ("extra", "manifest")},
         )
@@ -119,13 +130,14 @@ class Checkpoints:
         """
         if bad := [name for name, row in arrays.items() if not row["finite"]]:
             raise ValueError(f"step {step} is not saved: {bad[0]} is not finite")
-        if step in self._manager.all_steps():
+        if any(everyone(step in self._manager.all_steps())):
             return
         # Orbax writes in the background, while the caller may change its values: this is a copy.
         extra = json.loads(json.dumps(extra))
         with self._explained():
             self._manager.save(
                 step,
+                force=True,  # also if a later one was passed over and stays
                 args=ocp.args.Composite(
                     **{name: ocp.args.PyTreeSave(tree) for name, tree in items(state).items()},
                     extra=ocp.args.JsonSave(extra),
@@ -214,18 +226,25 @@ class Checkpoints:
             raise UsageError(f"{self._folder / str(step)} {error}") from error
 
     def _latest(self, like: Items) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+        # Who only reads may be one of several processes, and decides alone.
+        agreed = everyone if not self._reads_only else lambda mine: [mine]
         foreign: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
-            try:
-                found, extra = self._whole(step, like)
-            except UsageError as error:
-                foreign.append((step, str(error)))
-            except ValueError as error:
-                self._set_aside(step, str(error), _DAMAGED)
-            else:
-                for other, why in foreign:
-                    self._set_aside(other, why, _FOREIGN)
+        known = {step for steps in agreed(self.steps()) for step in steps}
+        for step in sorted(known, reverse=True):
+            found, extra, mine = self._judged(step, like)
+            every = agreed(mine)
+            kinds, (_, why) = {kind for kind, _ in every}, every[0]
+            if kinds == {_WHOLE}:
+                for other, reason in foreign:
+                    self._set_aside(other, reason, _FOREIGN)
                 return step, found, extra
+            if len(kinds) > 1:  # One of them reads something else: none may decide for all.
+                each = "; ".join(f"for process {i} it {why}" for i, (_, why) in enumerate(every))
+                self._pass_over(step, f"is not the same for all processes ({each})")
+            elif kinds == {_FOREIGN}:
+                foreign.append((step, why))
+            else:
+                self._set_aside(step, why, _DAMAGED)
         if foreign:
             step, why = foreign[0]
             raise UsageError(f"{self._folder / str(step)} {why}; choose another --workdir")
@@ -236,6 +255,19 @@ class Checkpoints:
                 "put back a copy, or remove them to start from the beginning"
             )
         return None
+
+    def _judged(
+        self, step: int, like: Items
+    ) -> tuple[dict[str, Any], dict[str, Any], tuple[str, str]]:
+        """A checkpoint as this process reads it, its kind, and why it is of this kind."""
+        try:
+            if step not in self.steps():
+                return {}, {}, (_DAMAGED, "is missing")
+            return *self._whole(step, like), (_WHOLE, "is whole")
+        except UsageError as error:
+            return {}, {}, (_FOREIGN, str(error))
+        except ValueError as error:
+            return {}, {}, (_DAMAGED, str(error))
 
     def _whole(self, step: int, like: Items) -> tuple[dict[str, Any], dict[str, Any]]:
         """Raises UsageError for a checkpoint of another configuration, ValueError for damage."""
@@ -254,14 +286,14 @@ class Checkpoints:
 
     def _read(self, step: int, like: Items) -> tuple[dict[str, Any], dict[str, Any], Manifest]:
         """Raises UsageError for another configuration only; anything else means damage."""
-        about = self._manager.restore(
+        about = self._reader.restore(
             step,
             args=ocp.args.Composite(extra=ocp.args.JsonRestore(), manifest=ocp.args.JsonRestore()),
         )
         arrays, extra = about["manifest"]["arrays"], about["extra"]
         if about["manifest"]["sha256"] != _seal(arrays, extra):
             raise ValueError("manifest or plain numbers: other bytes")
-        old = (self._folder / str(step) / _WHOLE).is_dir()
+        old = (self._folder / str(step) / _EVERYTHING).is_dir()
         if old and _OPTIMIZER in like:
             raise UsageError("was written by version 0.1, whose runs cannot be resumed")
         if _OPTIMIZER not in like:
@@ -275,24 +307,31 @@ class Checkpoints:
             name: jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
             for name, tree in like.items()
         }
-        wanted: Items = {_WHOLE: template} if old else template
+        wanted: Items = {_EVERYTHING: template} if old else template
         args = {name: _reading(tree, partial=old) for name, tree in wanted.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args))
-        found = restored[_WHOLE] if old else {name: restored[name] for name in like}
+        restored = self._reader.restore(step, args=ocp.args.Composite(**args))
+        found = restored[_EVERYTHING] if old else {name: restored[name] for name in like}
         return found, extra, arrays
 
     def _set_aside(self, step: int, why: str, kind: str) -> None:
-        text = f"warning: checkpoint {step} in {self._folder} {why}"
+        """Renames a checkpoint that is the same for all processes, if they write the folder."""
         if self._reads_only:
-            self._passed_over.add(step)
-            print(f"{text}; it is skipped", file=sys.stderr, flush=True)
+            self._pass_over(step, why)
             return
+        self._warn(step, f"{why}; it is now {step}{kind}")
         if jax.process_index() == 0:
-            print(f"{text}; it is now {step}{kind}", file=sys.stderr, flush=True)
             (self._folder / str(step)).rename(self._folder / f"{step}{kind}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{step}{kind}")
+        everyone(step)  # Only now it is renamed for all.
         self._manager.reload()
+
+    def _pass_over(self, step: int, why: str) -> None:
+        self._passed_over.add(step)
+        self._warn(step, f"{why}; it is skipped")
+
+    def _warn(self, step: int, text: str) -> None:
+        if self._reads_only or jax.process_index() == 0:
+            text = f"warning: checkpoint {step} in {self._folder} {text}"
+            print(text, file=sys.stderr, flush=True)
 
     def wait(self) -> None:
         """Waits until everything is written; raises the same errors as `save`."""
@@ -304,7 +343,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Waits until everything is written; `wait` raises the errors, this does not."""
+        """Waits until everything is written; `wait` raises the errors, this does not.
+
+        After an error nothing is waited for if other processes would have to write as well.
+        """
+        if exc[0] is not None and jax.process_count() > 1:
+            return
         try:
             self._manager.close()
         except Exception:

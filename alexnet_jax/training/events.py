@@ -4,8 +4,10 @@ Parts emit events, and everything that reads a run (terminal, TensorBoard, table
 gets these types. Errors are fractions between 0 and 1.
 """
 
+import builtins
 import dataclasses
-from typing import Any, ClassVar
+import types
+from typing import Any, ClassVar, get_args, get_origin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,4 +162,28 @@ def from_json(line: dict[str, Any]) -> Event:
             for name in ("top1_error", "top5_error"):
                 if (error := fields.pop(f"{name}_{views}_views", None)) is not None:
                     fields |= {"views": views, f"{name}_views": error}
-    return _TYPES[kind](**fields)
+    event = _TYPES[kind](**fields)
+    for field in dataclasses.fields(event):
+        if not _fits(getattr(event, field.name), field.type):
+            raise TypeError(f"{field.name} is {getattr(event, field.name)!r}")
+    return event
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    """Whether a value that JSON held is of the type of a field."""
+    of: tuple[Any, ...] = get_args(declared)
+    match get_origin(declared) or declared:
+        case types.UnionType:
+            return any(_fits(value, one) for one in of)
+        case builtins.dict:
+            return isinstance(value, dict) and _all_fit(value.values(), of[1])
+        case builtins.list:
+            return isinstance(value, list) and _all_fit(value, of[0])
+        case builtins.float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        case one:
+            return isinstance(value, one) and not (one is int and isinstance(value, bool))
+
+
+def _all_fit(values: Any, declared: Any) -> bool:
+    return all(_fits(value, declared) for value in values)

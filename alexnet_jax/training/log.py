@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from alexnet_jax import paths
+from alexnet_jax import jsonfiles, paths
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.events import Event, Saved, from_json, to_json
 from alexnet_jax.training.run import Part, Run
@@ -59,7 +59,7 @@ def _kept(lines: list[str], step: int) -> list[str]:
 
 def _event(line: str) -> Event | None:
     try:
-        return from_json(json.loads(line))
+        return from_json(jsonfiles.loads(line, finite=False))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

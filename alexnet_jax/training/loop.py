@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
-from alexnet_jax.config import validate
+from alexnet_jax.config import leaves, validate
+from alexnet_jax.config.rules import check_run
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.protocol import Source
@@ -26,7 +30,7 @@ from alexnet_jax.model.tower import Tower, build_tower, draw_parameters, initial
 from alexnet_jax.training import evaluate as evaluation
 from alexnet_jax.training import log, optimizers
 from alexnet_jax.training import workdir as workdirs
-from alexnet_jax.training.checkpoint import Checkpoints, manifest, parameters_sha256
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest, parameters_sha256
 from alexnet_jax.training.events import TrainingMean, Warned, to_json
 from alexnet_jax.training.optimizers.groups import follows_schedule
 from alexnet_jax.training.origin import initial
@@ -56,6 +60,7 @@ def loop(run: Run) -> None:
         leave = due.leave
 
 
+@parallel.failing_together()
 def train_and_evaluate(
     config: ConfigDict,
     workdir: str | Path,
@@ -64,6 +69,7 @@ def train_and_evaluate(
     *,
     sources: Mapping[str, Source] | None = None,
     optimizer: optax.GradientTransformation | None = None,
+    placement: parallel.Placement | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of a run, resuming it if `workdir` holds a checkpoint.
 
@@ -80,6 +86,7 @@ def train_and_evaluate(
       optimizer: an Optax transformation with rates of its own, in place of that of
         `config.optimizer`. It is applied to each tower by itself: a norm over all gradients is one
         over those of a tower.
+      placement: where the towers run; None for what `config.placement` names.
 
     Returns:
       The content of `workdir/result.json`, or only the step if `until` ended the run early.
@@ -90,20 +97,22 @@ def train_and_evaluate(
       Stopped: a signal asked the run to stop, and the state is saved.
     """
     workdir = Path(workdir)
+    check_run(config)
     wanted = config.batch_size
     config = fit_classes(config) if sources is None else _with_given_sources(config, sources)
     if optimizer is not None:
         config = config.copy_and_resolve_references()
         config.optimizer.rule = "given"
     validate(config)
-    if (done := workdirs.ended(config, workdir)) is not None:
+    done = workdirs.ended(config, workdir)
+    if all(parallel.everyone(done is not None)) and done is not None:
         given = GIVEN in (config.data.source, config.optimizer.rule)
         note = "; what is given in Python was not compared" if given else ""
         if jax.process_index() == 0:
             text = f"{workdir} holds this run, which has ended: nothing is to do{note}"
             print(text, file=sys.stderr)
         return done
-    placement = parallel.place(config)
+    placement = placement or parallel.place(config)
     tower = build_tower(config.model)
     with ThreadPoolExecutor(1) as background:
         # Meanwhile TensorFlow is imported; each takes seconds.
@@ -131,6 +140,7 @@ def train_and_evaluate(
         )
     result = None
     with workdirs.Writer(workdir) as writer, Checkpoints(workdir, config.keep_checkpoints) as saved:
+        parallel.share(workdir)
         run, changes = begin(config, workdir, placement, tower, sources, tx, state, saved)
         del state  # the weights on the host
         run.until = until
@@ -153,6 +163,7 @@ def train_and_evaluate(
                     result = finish(run)
             saved.wait()
         checkpoint = max(saved.steps(), default=0)
+    parallel.everyone("ended")  # None takes leave while another could still fail.
     if result is None and run.stop.signal is not None:
         raise Stopped(run.step, run.stop.signal, checkpoint)
     return result or {"step": run.step}
@@ -246,6 +257,7 @@ def begin(
         start = initial(config, state.variables, source.class_names)
         state = dataclasses.replace(state, **start)
     inputs = input_rules.of_run(config, workdir, source, trained=trained)
+    parallel.agree(seen(config, placement, sources, inputs, step, state, memory))
     if jax.process_index() == 0:  # The run goes on: it has not ended any more.
         (workdir / workdirs.RESULT).unlink(missing_ok=True)
     changes = workdirs.write_config(config, workdir, trained_with)
@@ -280,6 +292,46 @@ def begin(
         position=position,
         memory=memory,
     ), changes
+
+
+def seen(
+    config: ConfigDict,
+    placement: parallel.Placement,
+    sources: Mapping[str, Source],
+    inputs: input_rules.Inputs,
+    step: int,
+    state: TrainState,
+    memory: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What a process has seen of a run, for comparison with the others; empty if there are none.
+
+    Raises:
+      UsageError: processes that read the same images could replace different ones.
+    """
+    processes = jax.process_count()
+    if processes == 1:
+        return {}
+    if config.data.max_unreadable and placement.batch_part[1] < processes:
+        raise UsageError(
+            f"config.data.max_unreadable = {config.data.max_unreadable}: several processes read "
+            "the same images here, and each would replace those that it alone cannot read; use 0, "
+            f"or {config.model.towers} devices per process"
+        )
+
+    def checksum(content: Any) -> str:
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    fields = {name: repr(value) for name, value in leaves(config)}
+    return {
+        "the version of jax": jax.__version__,
+        **{f"config.{n}": x for n, x in fields.items() if not n.startswith("distributed.")},
+        **{f"the number of images of {n}": s.num_examples for n, s in sources.items()},
+        **{f"the checksum of the classes of {n}": checksum(s.class_names)
+           for n, s in sources.items()},
+        "the checksum of the mean": checksum(np.asarray(inputs.mean).tolist()),
+        "the step to start from": step,
+        "the checksum of the state": checksum([manifest(items(state)), memory]),
+    }  # fmt: skip
 
 
 def finish(run: Run) -> dict[str, Any]:

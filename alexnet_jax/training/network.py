@@ -48,7 +48,7 @@ class Network:
       class_names: one name per class; empty where it came without names.
       step: the step of the checkpoint; 0 where there is none.
       placement: where `predict` and `features` run: `vmap`, one device; `pmap`, `mesh` or `auto`
-        as `config.placement`.
+        as `config.placement`, over as many of the devices as fit.
     """
 
     config: ConfigDict
@@ -260,7 +260,7 @@ class Network:
     def _placement(self) -> parallel.Placement:
         config = self.config.copy_and_resolve_references()
         config.placement = self.placement
-        return parallel.place(config)
+        return parallel.place_near(config)
 
     @functools.cached_property
     def _on_devices(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """What is missing is named, with what to do about it."""
 
+import runpy
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,17 @@ def test_what_cannot_work_is_exit_code_2(monkeypatch, capsys, name, version, adv
     text = capsys.readouterr().out
     (line,) = (line for line in text.splitlines() if line.startswith("MISSING"))
     assert name in line and advice in text
+
+
+@pytest.mark.parametrize("clone", [True, False])
+def test_advice_is_for_a_clone_or_for_an_installed_package(monkeypatch, clone):
+    """An installed package has no requirements.txt beside it, and no Makefile."""
+    home = Path(doctor.__file__).parents[2]
+    monkeypatch.setattr(Path, "is_file", lambda path: clone and path.parent == home)
+    fresh = runpy.run_path(doctor.__file__)
+    advice = [fresh["_INSTALL"], *fresh["_BROKEN"].values(), fresh["_GPU_ADVICE"]]
+    assert any("requirements.txt" in text for text in advice) == clone
+    assert ("alexnet-jax[cuda]" in advice[-1]) != clone
 
 
 def test_what_would_be_nice_is_no_error(monkeypatch, capsys, tmp_path):

@@ -18,9 +18,11 @@ from alexnet_jax.cli import main as command
 from alexnet_jax.cli.arguments import parse, part, steps
 from alexnet_jax.cli.main import NOBODY_READS, VERBS, main
 from alexnet_jax.config import default
+from alexnet_jax.config.find import get_config
 from alexnet_jax.data import image_files, inputs, statistics
 from alexnet_jax.data import prepare as preparation
 from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.parallel import agreement
 from alexnet_jax.training import api
 from alexnet_jax.training import loop as training
 from alexnet_jax.training import origin as trained
@@ -154,6 +156,80 @@ def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkey
     assert main(typed) == 2
     out, err = capsys.readouterr()
     assert not out and says in err and err.count("\n") == 1
+
+
+Q, C = "--config=quickstart", "--config."
+
+
+@pytest.mark.parametrize(
+    "typed,says",
+    [
+        ([Q, "model.dropout=0.3"], "did you mean --config.model.dropout.rate=0.3?"),
+        ([Q, "--model.dropout=0.3"], "did you mean --config.model.dropout.rate=0.3?"),
+        ([Q, "--lr=0.1"], "did you mean --config.optimizer.learning_rate=0.1?"),
+        ([Q, "--lr", "0.1"], "did you mean --config.optimizer.learning_rate=VALUE?"),
+        ([Q, "--batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "--optimizer.momentum=0"], "did you mean --config.optimizer.momentum=0?"),
+        ([Q, "config.batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "batch_size=3"], "did you mean --config.batch_size=3?"),
+        ([Q, "\u2014exchange"], "did you mean --exchange?"),
+        ([Q, "--zzz=3"], "no such flag of inspect; it has --config, --exchange"),
+        ([Q, "--exchange=maybe"], "--exchange=maybe: give True or False"),
+        ([Q, f"{C}tensorboard=yes"], "--config.tensorboard=yes: give True or False"),
+        ([Q, f"{C}model.dropout=0.3"], "a group of fields; give one of them, such as "
+         "--config.model.dropout.rate"),
+        ([Q, f"{C}model=3"], "--config.model=3: a group of fields"),
+        ([Q, f"{C}dropout=0.3"], "did you mean config.model.dropout.rate?"),
+        ([Q, f"{C}lr=1"], "did you mean config.optimizer.learning_rate?"),
+        ([Q, f"{C}base.batch_size=1"], "did you mean config.batch_size?"),
+        ([Q, f"{C}batch_size"], "--config.batch_size: give a value, --config.batch_size=VALUE"),
+        ([Q, f"{C}batch_size="], "--config.batch_size=: give a whole number, such as"),
+        ([Q, f"{C}batch_size=1e2"], "give a whole number, such as 100"),
+        ([Q, f"{C}batch_size=64.0"], "give a whole number, such as 64"),
+        ([Q, f"{C}optimizer.learning_rate=0,01"], "give a number, such as 0.01"),
+        ([Q, f"{C}=3"], "--config.FIELD=VALUE"),
+        ([Q, "imagenet"], "'imagenet': inspect takes flags only"),
+        (["quickstart"], "--config is missing; did you mean --config=quickstart?"),
+        (["--config=studies/components"], "config is a study, which is many runs: give it to"),
+    ],
+)  # fmt: skip
+def test_what_to_type_instead_is_said(typed, says, capsys):
+    assert main(["inspect", *typed]) == 2
+    out, err = capsys.readouterr()
+    assert not out and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "typed,says",
+    [
+        (["evaluate", "D"], "did you mean --workdir=D?"),
+        (["evaluate", "--workdir=D", "--config.placement=vmap"], "the configuration is that of"),
+        (["evaluate", "--workdir=D", Q], "the configuration is that of the run; it has --workdir"),
+        (["evaluate", "--workdir"], "--workdir: give a value, --workdir=VALUE"),
+        (["doctor", "--verbose"], "no such flag of doctor; it has no flags"),
+        ([Q, "train"], "the verb comes first, python -m alexnet_jax train ..."),
+        (["TRAIN"], "did you mean 'train'?"),
+    ],
+)
+def test_what_to_type_instead_is_said_for_other_verbs(typed, says, capsys):
+    assert main(typed) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_study_is_no_run_in_the_library_either():
+    with pytest.raises(UsageError, match="config is a study"):
+        training.train_and_evaluate(get_config("studies/components"), "/nowhere")
+
+
+@pytest.mark.parametrize("started", ["/usr/bin/alexnet-jax", "alexnet-jax.exe", "__main__.py"])
+def test_help_names_the_command_that_was_typed(started, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [started])
+    command = "python -m alexnet_jax" if started == "__main__.py" else "alexnet-jax"
+    for typed in (["--help"], ["train", "--help"]):
+        assert main(typed) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"usage: {command} ")
+        assert ("python -m" in text) == (started == "__main__.py")
 
 
 @pytest.fixture
@@ -311,33 +387,42 @@ def test_a_signal_is_told_by_the_exit_code(signal, code, monkeypatch, capsys):
     assert "step 40" in capsys.readouterr().err
 
 
-def test_another_process_that_is_lost_is_exit_code_3(monkeypatch, capsys):
-    """Of one process alone, or of a device without memory, the error itself is what helps."""
-    message, processes = "UNAVAILABLE: peer is gone\nand more", 2
+@pytest.mark.parametrize(
+    "error,code,text",
+    [
+        (
+            jax.errors.JaxRuntimeError("UNAVAILABLE: peer is gone\nand more"), 3,
+            "(UNAVAILABLE: peer is gone); start all of them again",
+        ),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),
+        (KeyError("bug"), 1, "KeyError: 'bug'"),
+        (UsageError("the disk is full"), 2, "error: the disk is full"),
+    ],
+)  # fmt: skip
+def test_one_of_several_that_fails_ends_at_once(error, code, text, monkeypatch, capsys):
+    """An ordinary exit would wait for the others; one process alone leaves in the usual way."""
 
-    def lose(*_):
-        raise jax.errors.JaxRuntimeError(message)
+    def fail(*_):
+        raise error
 
-    def leave(code):
+    def leave(code, alone):
+        assert alone == (code == 3)
         raise SystemExit(code)
 
-    monkeypatch.setattr(training, "train_and_evaluate", lose)
-    monkeypatch.setattr(command.os, "_exit", leave)
+    monkeypatch.setattr(training, "train_and_evaluate", fail)
+    monkeypatch.setattr(command, "_start", lambda config: None)
+    monkeypatch.setattr(agreement, "leave", leave)
     typed = ["train", QUICKSTART, "--workdir=x"]
-    with monkeypatch.context() as patch:
-        patch.setattr(command, "_start", lambda config: None)
-        patch.setattr(jax, "process_count", lambda: processes)
-        with pytest.raises(SystemExit) as exit:
+    if isinstance(error, UsageError):
+        assert main(typed) == 2
+    else:
+        with pytest.raises(type(error)):
             main(typed)
-        assert exit.value.code == 3
-        err = capsys.readouterr().err
-        assert "(UNAVAILABLE: peer is gone); start all of them again" in err
-        message = "RESOURCE_EXHAUSTED: out of memory"
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            main(typed)
-        message, processes = "UNAVAILABLE", 1
-        with pytest.raises(jax.errors.JaxRuntimeError):
-            main(typed)
+    capsys.readouterr()
+    monkeypatch.setattr(agreement, "processes", lambda: 2)
+    with pytest.raises(SystemExit) as exit:
+        main(typed)
+    assert exit.value.code == code and text in capsys.readouterr().err
 
 
 def test_no_verb_is_a_mistake_and_help_is_none(capsys):
@@ -375,7 +460,7 @@ def test_inspect_prints_the_layers(capsys):
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
+def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind(tmp_path):
     """The default on a CPU host is a real split over two devices; help starts nothing."""
     code = (
         "import sys, alexnet_jax, alexnet_jax.__main__ as m; m.main(['--help']);"
@@ -387,14 +472,14 @@ def test_a_fresh_process_gets_two_devices_and_leaves_no_backend_behind():
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
         "JAX_PLATFORMS": "cpu",
-        "XDG_CACHE_HOME": "/some/where",
+        "XDG_CACHE_HOME": str(tmp_path),
     }
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["/some/where/alexnet_jax", "pmap, 2 cpu devices"]
+    assert done.stdout.splitlines()[-2:] == [f"{tmp_path}/alexnet_jax", "pmap, 2 cpu devices"]
 
 
 def test_bench_measures_the_digits(capsys):

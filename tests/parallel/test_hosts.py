@@ -1,8 +1,10 @@
 """What a process sets before JAX starts, and how the processes of a run find each other."""
 
 import os
+import re
 import threading
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -50,6 +52,60 @@ def test_what_the_user_has_set_stays(settings, monkeypatch, name, value, flags):
     prepare_host(default())
     assert "jax_num_cpu_devices" not in settings
     assert os.environ["XLA_FLAGS"] == flags
+
+
+@pytest.mark.parametrize(
+    "platforms,machine,version,plugin,device,expected",
+    [
+        ("", "x86_64", "0.10.1", False, False, True),
+        ("", "x86_64", "0.12.0.1", False, False, True),
+        ("cpu", "AMD64", "0.10.1", True, True, True),
+        ("cpu,cuda", "x86_64", "0.10.1", True, True, True),
+        ("", "x86_64", "0.10.1", True, False, True),  # a GPU build without a GPU
+        ("", "x86_64", "0.10.1", False, True, True),  # a GPU that JAX has no plugin for
+        ("", "x86_64", "0.10.1", True, True, False),
+        ("cuda", "x86_64", "0.10.1", True, True, False),
+        ("tpu,cpu", "x86_64", "0.10.1", False, False, False),
+        ("", "aarch64", "0.10.1", False, False, False),
+        ("", "x86_64", "0.10.2", False, False, False),
+        ("", "x86_64", "0.13.0", False, False, False),
+    ],
+)
+def test_the_flag_is_set_where_it_is_known_and_needed(
+    settings, monkeypatch, tmp_path, platforms, machine, version, plugin, device, expected
+):
+    """XLA ends the process at a flag that it does not know."""
+    monkeypatch.setattr(hosts, "_platforms", lambda: platforms)
+    monkeypatch.setattr(hosts.platform, "machine", lambda: machine)
+    monkeypatch.setattr(hosts.metadata, "version", lambda package: version)
+    monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: plugin or None)
+    monkeypatch.setattr(hosts, "_ACCELERATORS", (tmp_path if device else tmp_path / "none",))
+    prepare_host(default())
+    assert os.environ.get("XLA_FLAGS", "") == (CONVOLUTIONS if expected else "")
+
+
+def test_the_versions_that_know_the_flag_are_those_that_are_tested():
+    """A process that starts JAX with it goes on: every test of this one has it."""
+    assert hosts.metadata.version("jaxlib") in hosts._KNOWN_IN
+    pins = (Path(__file__).parents[2] / "requirements.txt").read_text()
+    assert set(re.findall(r"^jaxlib==(\S+)", pins, re.M)) == set(hosts._KNOWN_IN)
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_a_cache_that_cannot_be_written_is_left_alone(monkeypatch, tmp_path, file):
+    """JAX would warn about every program."""
+    name, before = "jax_compilation_cache_dir", jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    folder = tmp_path / "file" if file else tmp_path
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    try:
+        jax.config.update(name, None)
+        hosts.prepare_process()
+        assert jax.config.values[name] == (None if file else str(folder / "alexnet_jax"))
+    finally:
+        jax.config.update(name, before)
 
 
 def test_convolutions_are_those_that_the_user_has_chosen(settings, monkeypatch):
@@ -103,10 +159,12 @@ def join(settings, monkeypatch):
             config.distributed.update(enabled=True, start_timeout_seconds=0.05, **fields)
         ended = threading.Event()
         monkeypatch.setattr(jax.distributed, "initialize", lambda **given: initialize(ended, given))
+        monkeypatch.setattr(hosts.agreement, "listen", run.listens.append)
         monkeypatch.setattr(hosts.os, "_exit", lambda code: (ends.append(code), ended.set()))
         prepare_host(config)
         return ends
 
+    run.listens = []
     return run
 
 
@@ -139,7 +197,7 @@ def test_a_process_that_waits_in_vain_ends(join, capsys):
 def test_a_process_that_has_met_the_others_goes_on(join):
     ends = join(lambda ended, given: None, **BY_HAND)
     time.sleep(0.2)
-    assert ends == []
+    assert ends == [] and join.listens == [0.05]  # for the end of another
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,13 +43,15 @@ def start(workdir, *flags, env=()):
     )  # fmt: skip
 
 
-def start_pair(workdir, *flags):
+def start_pair(workdir, *flags, env=((), ())):
     port = free_port()
     joined = (
         "distributed.enabled=True", f"distributed.coordinator=127.0.0.1:{port}",
         "distributed.process_count=2", f"distributed.lost_after_seconds={LOST_AFTER}",
     )  # fmt: skip
-    return [start(workdir, *flags, *joined, f"distributed.process_id={i}") for i in range(2)]
+    return [
+        start(workdir, *flags, *joined, f"distributed.process_id={i}", env=env[i]) for i in range(2)
+    ]
 
 
 def finish(*processes):
@@ -139,6 +142,71 @@ def test_one_lost_ends_the_other_and_the_pair_resumes(tmp_path, alone):
         assert not (tmp_path / "result.json").exists()
     finish(*start_pair(tmp_path))
     same_run(tmp_path, alone)
+
+
+FAULTS = """
+import os
+
+from alexnet_jax.training import checkpoint, log
+
+def read(self, step, like, before=checkpoint.Checkpoints._read):
+    if step == 8:
+        raise ValueError("other bytes")
+    return before(self, step, like)
+
+def full(self, run, event):
+    if event.step == 6:
+        raise OSError(28, "No space left on device")
+
+match os.environ["FAULT"]:
+    case "damaged": checkpoint.Checkpoints._read = read
+    case "full": log.Log.on_event = full
+"""
+
+
+def faulty_pair(workdir, faults, *flags):
+    (workdir.parent / "faults.py").write_text(FAULTS)
+    path = f"{ROOT}:{workdir.parent}"
+    env = [{"FAULT": fault, "PYTHONPATH": path} for fault in faults]
+    pair = start_pair(workdir, "imports=('faults',)", *flags, env=env)
+    return pair, [process.communicate(timeout=240)[1] for process in pair]
+
+
+def test_what_one_process_alone_has_seen_ends_or_steers_both(tmp_path, alone):
+    """A disk that is full for one ends both; a checkpoint that one finds damaged is used by none,
+    stays where it is, and the run ends as one without a fault."""
+    workdir = tmp_path / "run"
+    for faults in (["", "full"], ["full", ""]):
+        pair, errors = faulty_pair(workdir, faults)
+        assert [process.returncode for process in pair] == [2, 2], errors
+        for fault, err in zip(faults, errors, strict=True):
+            (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+            assert "No space left on device" in line and ("of this run failed" in line) != (
+                fault == "full"
+            )
+    faulty_pair(workdir, ["", ""], "num_epochs=0.2")
+    assert (workdir / "checkpoints" / "8").is_dir()
+    (workdir / "result.json").unlink()
+    for faults in (["damaged", ""], ["", "damaged"]):
+        again = shutil.copytree(workdir, tmp_path / "".join(faults) / f"{faults[0] or 'other'}")
+        (again.parent / "faults.py").write_text(FAULTS)
+        pair, errors = faulty_pair(again, faults)
+        assert [process.returncode for process in pair] == [0, 0], errors
+        assert "checkpoint 8 in" in errors[0] and "it is skipped" in errors[0]
+        assert "from step 4" in errors[0] and not list(again.glob("checkpoints/*.damaged"))
+        same_run(again, alone)
+
+
+def test_processes_without_a_common_folder_are_refused(tmp_path):
+    port = free_port()
+    joined = (
+        "distributed.enabled=True", f"distributed.coordinator=127.0.0.1:{port}",
+        "distributed.process_count=2",
+    )  # fmt: skip
+    pair = [start(tmp_path / str(i), *joined, f"distributed.process_id={i}") for i in range(2)]
+    for process in pair:
+        err = process.communicate(timeout=120)[1]
+        assert process.returncode == 2 and "does not see what process 0 writes there" in err
 
 
 def test_one_that_waits_in_vain_says_so(tmp_path):

@@ -1,5 +1,6 @@
 """What a placement gives each device, and the same training under every placement."""
 
+import json
 import types
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax import parallel
+from alexnet_jax.cli.main import main
 from alexnet_jax.config import default
 from alexnet_jax.data import pipeline
 from alexnet_jax.data.sources import open_source
@@ -15,7 +17,8 @@ from alexnet_jax.data.sources.prepared import Prepared
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
 from alexnet_jax.training import evaluate, optimizers
-from alexnet_jax.training.checkpoint import Checkpoints
+from alexnet_jax.training import workdir as workdirs
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.state import init_state
 from tests.support import PLACEMENTS, Step, placement_of, tiny_config
@@ -213,3 +216,94 @@ def test_devices_that_do_not_fit_are_named(changes, field):
     config.update_from_flattened_dict(changes)
     with pytest.raises(UsageError, match=rf"^config\.{field} ="):
         parallel.place(config)
+
+
+# ------------------------------------------------------------------ work on a run of elsewhere
+
+
+@pytest.mark.parametrize("asked", ["auto", "vmap", "pmap", "mesh"])
+@pytest.mark.parametrize("towers", [1, 2, 3])
+@pytest.mark.parametrize("found", range(1, 9))
+def test_a_run_of_elsewhere_is_read_on_any_devices(asked, towers, found, monkeypatch):
+    """On as many of them as make whole groups of towers, whatever the training batch."""
+    devices = jax.devices()[:found]
+    monkeypatch.setattr(jax, "devices", lambda: devices[::-1])
+    config = default()
+    config.update_from_flattened_dict({"placement": asked, "model.towers": towers, "batch_size": 7})
+    placement = parallel.place_near(config)
+    used = placement.mesh.devices
+    groups = found // towers
+    most = {"vmap": 0, "pmap": min(groups, 1)}.get(asked, groups)
+    if asked == "auto" and found == 1:
+        most = 0
+    assert used.shape == ((most, towers) if most else (1, 1))
+    assert (placement.name == "vmap") == (most == 0)
+    assert asked in ("auto", placement.name) or not groups
+    assert [*used.flat] == devices[: used.size]
+
+
+@pytest.mark.parametrize(
+    "like,found,batch,described",
+    [
+        (("mesh", 8), 8, 32, "mesh 4 x 2 (data x tower), 8 cpu devices"),
+        (("mesh", 4), 8, 32, "mesh 2 x 2 (data x tower), 4 cpu devices"),
+        (("pmap", 2), 8, 32, "pmap, 2 cpu devices"),
+        (("vmap", 1), 8, 32, "vmap, 1 cpu device"),
+        (("mesh", 8), 6, 32, "mesh 2 x 2 (data x tower), 4 cpu devices"),
+        (("mesh", 8), 6, 33, "mesh 3 x 2 (data x tower), 6 cpu devices"),
+        (("mesh", 8), 3, 32, "mesh 1 x 2 (data x tower), 2 cpu devices"),
+        (("mesh", 8), 1, 32, "vmap, 1 cpu device"),
+        (("pmap", 2), 1, 32, "vmap, 1 cpu device"),
+    ],
+)
+def test_steps_are_repeated_where_the_run_was_or_as_near_as_batches_allow(
+    like, found, batch, described, monkeypatch
+):
+    devices = jax.devices()[:found]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    config = default()
+    config.update_from_flattened_dict({"batch_size": batch, "evaluate.batch_size": batch})
+    assert parallel.place_near(config, like, trains=True).describe() == described
+
+
+def test_no_device_at_all_is_an_error_that_says_what_to_set(monkeypatch):
+    def none():
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    for place in (parallel.place, parallel.place_near):
+        with pytest.raises(UsageError, match=r"^JAX finds no device with JAX_PLATFORMS=cuda: set"):
+            place(default())
+
+
+real = jax.devices()
+
+
+def test_a_run_is_evaluated_on_other_devices(tmp_path, monkeypatch, capsys):
+    """Its weights are those that it started with; eight devices had them."""
+    config = tiny_config()
+    config.placement = "mesh"
+    tower = build_tower(config.model)
+    state = init_state(draw_parameters(tower, 0, 32), optimizers.build(config, 10, 10))
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(1, state, manifest(items(state)), {})
+    workdirs.write_config(config, tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda: real[:3])
+    assert main(["evaluate", f"--workdir={tmp_path}"]) == 0
+    now = json.loads(capsys.readouterr().out)
+    assert now["num_examples"] == 360 and now["loss"] == pytest.approx(np.log(10), abs=0.1)
+
+
+def test_a_run_is_verified_where_it_was_or_the_verdict_says_where(tmp_path, monkeypatch, capsys):
+    config = tiny_config()
+    config.update_from_flattened_dict({"placement": "mesh", "num_epochs": 0.1})
+    train_and_evaluate(config, tmp_path)
+    assert main(["verify", f"--workdir={tmp_path}"]) == 0
+    assert "the same to the bit" in (out := capsys.readouterr().out) and "the run was" not in out
+    monkeypatch.setattr(jax, "devices", lambda: real[:3])
+    main(["verify", f"--workdir={tmp_path}"])
+    assert (
+        "the run was on mesh 4 x 2 (data x tower), 8 cpu devices; "
+        "here it is mesh 1 x 2 (data x tower), 2 cpu devices: equal up to rounding only"
+    ) in capsys.readouterr().out

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from alexnet_jax.errors import UsageError
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training.checkpoint import Checkpoints, items, manifest, parameters_sha256
 from alexnet_jax.training.state import init_state
 
@@ -352,6 +353,7 @@ def test_a_library_user_is_not_told_what_orbax_thinks_of_it(tmp_path):
     code = """
 import sys, pathlib, numpy as np
 import optax
+from alexnet_jax.training import checkpoint
 from alexnet_jax.training.checkpoint import Checkpoints, items, manifest
 from alexnet_jax.training.state import init_state
 state = init_state({"w": np.ones((2, 3))}, optax.identity())
@@ -386,3 +388,116 @@ def test_what_was_saved_does_not_stay_in_memory(tmp_path):
             assert alive() <= 2 * 4_000_000
     finally:
         gc.enable()
+
+
+# ------------------------------------------------------------------ several processes
+
+
+VERDICTS = {
+    "whole": ("", "is whole"), "damaged": (".damaged", "is damaged (other bytes)"),
+    "foreign": (".foreign", "is of another configuration"), "missing": (".damaged", "is missing"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def others(monkeypatch):
+    """A function that says how other processes read the checkpoints, by their steps."""
+
+    def see(*views):
+        def everyone(mine):
+            if isinstance(mine, list):  # the steps that there are
+                return [mine, *([s for s, kind in v.items() if kind != "missing"] for v in views)]
+            if isinstance(mine, tuple):  # what one of them is; they come from the newest on
+                step = steps.pop(0)
+                return [mine, *(VERDICTS[view.get(step, "missing")] for view in views)]
+            return [mine]
+
+        steps = sorted({1, 2}.union(*views), reverse=True)
+        monkeypatch.setattr(checkpoint, "everyone", everyone)
+
+    return see
+
+
+@pytest.mark.parametrize("here", ["whole", "damaged"])
+@pytest.mark.parametrize("there", ["whole", "damaged", "foreign", "missing"])
+def test_what_to_restore_is_what_all_read_alike(workdir, others, capsys, here, there):
+    """A checkpoint that one of two reads otherwise stays, and the one before it is restored."""
+    others({1: "whole", 2: there})
+    if here == "damaged":
+        max(files(workdir, 2), key=lambda path: path.stat().st_size).write_bytes(b"")
+    step, state, _ = latest(workdir)
+    assert step == (2 if here == there == "whole" else 1) and same(state, a_state(step))
+    both_damaged = here == "damaged" and there in ("damaged", "missing")
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names == ["1", "2.damaged" if both_damaged else "2"]
+    err = capsys.readouterr().err
+    assert err.count("\n") == (here != "whole" or there != "whole")
+    if err and not both_damaged:
+        assert f"for process 0 it is {here}" in err and "for process 1 it is" in err
+
+
+def test_a_step_that_only_another_process_has_is_passed_over(workdir, others, capsys):
+    others({1: "whole", 2: "whole", 3: "whole"}, {1: "whole", 2: "whole"})
+    assert latest(workdir)[0] == 2
+    assert "checkpoint 3 in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_views_of_three_processes_lead_to_one_checkpoint(workdir, others, monkeypatch, seed):
+    """The newest that is whole for all, whatever each sees; what all see alike is set aside."""
+    rng = np.random.default_rng(seed)
+    for _ in range(20):
+        kinds = ["whole", "damaged", "foreign"]
+        views = [{s: kinds[i] for s, i in zip((1, 2, 3), rng.integers(0, 3, 3), strict=True)}
+                 for _ in range(3)]  # fmt: skip
+        others(*views[1:])
+        aside = []
+        with Checkpoints(workdir, keep=2) as checkpoints:
+            monkeypatch.setattr(checkpoints, "steps", lambda: [1, 2, 3])
+            monkeypatch.setattr(checkpoints, "_judged",
+                                lambda step, like: ({}, {}, VERDICTS[views[0][step]]))  # noqa: B023  # fmt: skip
+            monkeypatch.setattr(checkpoints, "_set_aside",
+                                lambda step, why, kind: aside.append((step, kind)))  # noqa: B023  # fmt: skip
+            try:
+                found = checkpoints._latest({})
+            except UsageError:
+                found = None
+        whole = [s for s in (1, 2, 3) if all(view[s] == "whole" for view in views)]
+        assert (found and found[0]) == max(whole, default=None)
+        newer = [s for s in (1, 2, 3) if s > max(whole, default=0)]
+        expected = {
+            (s, VERDICTS[views[0][s]][0]) for s in newer if len({view[s] for view in views}) == 1
+        }
+        if not whole:  # Then checkpoints of another configuration stay.
+            expected = {(s, kind) for s, kind in expected if kind == ".damaged"}
+        assert set(aside) == expected
+
+
+def test_reading_alone_asks_no_other_process(workdir, monkeypatch):
+    def nobody(mine):
+        raise AssertionError(mine)
+
+    monkeypatch.setattr(checkpoint, "everyone", nobody)
+    with Checkpoints(workdir) as checkpoints:
+        assert checkpoints.restore_latest(a_state(0))[0] == 2
+        assert checkpoints.restore_variables(None, a_state(0).variables)[0] == 2
+
+
+def test_a_run_from_an_earlier_checkpoint_saves_although_a_later_one_stays(workdir, others):
+    others({1: "whole", 2: "damaged"})
+    with Checkpoints(workdir, keep=3) as checkpoints:
+        step, _, extra = checkpoints.restore_latest(a_state(0))
+        assert step == 1 and checkpoints.steps() == [1, 2]
+        (workdir / "checkpoints" / "2").rename(workdir / "checkpoints" / "9")
+        checkpoints._manager.reload()
+        save(checkpoints, 2, a_state(2), extra)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2, 9]
+
+
+def test_a_step_that_another_process_has_is_not_written(workdir, monkeypatch):
+    monkeypatch.setattr(checkpoint, "everyone", lambda mine: [mine, True])
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        save(checkpoints, 3, a_state(3), {})
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 2]

@@ -1,5 +1,6 @@
 """A run that is asked to stop ends within one batch, whatever it is doing, and loses nothing."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import pytest
 from alexnet_jax.cli import main as command_line
 from alexnet_jax.data import pipeline
 from alexnet_jax.errors import Stopped
-from alexnet_jax.training import log
+from alexnet_jax.training import log, stop
 from alexnet_jax.training.events import Evaluation, Saved, TrainingMean
 from alexnet_jax.training.loop import train_and_evaluate
 from tests.support import tiny_config
@@ -125,3 +126,32 @@ def test_it_says_from_where_the_run_resumes():
     # Among steps that are not finite the newest checkpoint is an earlier one.
     says = "stopped after step 7, and saved after step 4; the same command resumes from there"
     assert str(Stopped(7, signal.SIGTERM, 4)) == says
+
+
+def test_a_loop_of_asyncio_has_its_own_signals_again_after_a_run():
+    """Both of those that a run listens to and others, which reach it meanwhile as well."""
+    heard = []
+
+    async def program():
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            loop.add_signal_handler(number, heard.append, number)
+        before = signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(before)
+        with stop.Stop() as asked:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await asyncio.wait_for(_until(lambda: heard), 10)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.wait_for(_until(lambda: asked.signal), 10)
+        assert signal.set_wakeup_fd(before) == before
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        await asyncio.wait_for(_until(lambda: len(heard) == 3), 10)
+
+    asyncio.run(program())
+    assert heard == [signal.SIGUSR1, signal.SIGINT, signal.SIGTERM]
+
+
+async def _until(condition):
+    while not condition():
+        await asyncio.sleep(0.01)

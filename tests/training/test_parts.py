@@ -188,6 +188,18 @@ def test_a_warning_is_given_once():
     assert [event.step for event in warned] == [5] and "still ln(1000)" in warned[0].warning
 
 
+def test_a_run_without_a_step_says_that_nothing_is_trained():
+    for steps, expected in (
+        (0, ["config.num_epochs = 0.01 is no step: nothing is trained"]),
+        (1, []),
+    ):
+        heard = Heard()
+        run = a_run(heard, part := Warnings(a_run(num_epochs=0.01).config))
+        run.num_steps = steps
+        part.start(run)
+        assert [event.warning for event in heard.events] == expected
+
+
 def test_layers_that_are_dead_or_mostly_so_are_named_once():
     part = Warnings(a_run(**{"optimizer.learning_rate": 0.25}).config)
     dead = {"conv1": 0.5, "conv2": 0.6, "conv4": 1.0}

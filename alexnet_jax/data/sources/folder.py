@@ -16,7 +16,7 @@ from alexnet_jax.data.encoded import Encoded
 from alexnet_jax.data.formats import EXTENSIONS, NAMES
 from alexnet_jax.data.protocol import Kind
 from alexnet_jax.errors import UsageError
-from alexnet_jax.paths import shown
+from alexnet_jax.paths import expanded, shown
 from alexnet_jax.registry import SOURCES
 
 _TEST = ("test", "validation", "val")
@@ -117,7 +117,7 @@ def open_folder(path: str, split: str, data: ConfigDict) -> Folder:
     Raises:
       UsageError: there is no such folder or split, or it holds no images.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         raise UsageError(f"data.source: there is no folder {root}; give PATH of PATH/SPLIT/CLASS/*")
     split, *others = (

@@ -6,7 +6,6 @@ the same batches.
 """
 
 import dataclasses
-import json
 import math
 import os
 from pathlib import Path
@@ -14,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.data.protocol import Kind, Reader
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 from alexnet_jax.registry import SOURCES
 
 
@@ -102,7 +103,7 @@ def open_prepared(path: str, split: str, data: ConfigDict) -> Prepared:
       UsageError: there is no such split, it is unfinished, or its files do not fit together.
     """
     del data
-    folder = Path(path).expanduser() / split
+    folder = expanded(path) / split
     if not (folder / "split.json").is_file():
         has = ", ".join(sorted(p.parent.name for p in folder.parent.glob("*/split.json")))
         raise UsageError(
@@ -110,7 +111,7 @@ def open_prepared(path: str, split: str, data: ConfigDict) -> Prepared:
             + (f"; there is {has}" if has else "; `python -m alexnet_jax prepare` writes one")
         )
     try:
-        about = json.loads((folder / "split.json").read_text())
+        about = jsonfiles.read(folder / "split.json")
         names, resize, shrink = tuple(about["class_names"]), about["resize"], about["shrink"]
         squares = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         # Mapped first: a damaged header can ask for more than the file or the memory holds.
@@ -119,9 +120,11 @@ def open_prepared(path: str, split: str, data: ConfigDict) -> Prepared:
             raise ValueError(f"images.npy is {squares.dtype} {squares.shape}")
         if labels.dtype != np.int32 or labels.shape != squares.shape[:1] or not len(labels):
             raise ValueError(f"labels.npy is {labels.dtype} {labels.shape}")
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("class_names are not names")
         if labels.min() < 0 or labels.max() >= len(names):
             raise ValueError("labels.npy holds labels without a name")
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError) as error:
+    except (OSError, UsageError, ValueError, LookupError, TypeError, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(f"{folder} is damaged ({reason}); prepare it again") from error
     return Prepared(

@@ -23,6 +23,7 @@ from alexnet_jax.data.encoded import Encoded
 from alexnet_jax.data.protocol import Kind
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import expanded
 from alexnet_jax.registry import SOURCES
 
 _HEADER, _FOOTER = 12, 4
@@ -155,7 +156,7 @@ def open_tfds(name: str, split: str, data: ConfigDict) -> TFDS:
 def _find(name: str) -> Path:
     """The directory of a prepared data set: DATA_DIR/NAME/VERSION."""
     name, _, version = name.partition(":")
-    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    data_dir = expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     prepared = [path.parent for path in (data_dir / name).glob("*/dataset_info.json")]
     if version:
         prepared = [path for path in prepared if path.name == version]

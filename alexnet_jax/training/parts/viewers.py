@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.data.tensorflow_cpu import import_tensorflow
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.events import Evaluation, Event, Warned, to_json
@@ -123,8 +124,8 @@ class WeightsAndBiases(Viewer):
         """Starts or resumes the run there."""
         kept = run.workdir / "wandb.json"
         try:
-            known = json.loads(kept.read_text())["id"]
-        except (OSError, ValueError, KeyError):
+            known = jsonfiles.read(kept)["id"]
+        except (OSError, UsageError, LookupError, TypeError):
             known = None
         self._run = self._wandb.init(
             project=run.config.wandb_project, name=run.workdir.resolve().name,

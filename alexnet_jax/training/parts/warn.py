@@ -32,6 +32,12 @@ class Warnings(Part):
         self._rate = "the optimizer's learning rate" if given else rate
         self._rate_now = self._rate if given else f"{rate} = {config.optimizer.learning_rate}"
 
+    def start(self, run: Run) -> None:
+        """Says so if there is nothing to train."""
+        if run.num_steps == 0:
+            epochs = f"config.num_epochs = {self.config.num_epochs:g}"
+            run.emit(Warned(0, f"{epochs} is no step: nothing is trained"))
+
     def on_event(self, run: Run, event: Event) -> None:
         """Checks losses, dead units, and images that an evaluation could not read."""
         lines: list[str] = []

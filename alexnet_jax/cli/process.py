@@ -1,0 +1,69 @@
+"""What the command sets up before it imports what takes time: signals and standard streams."""
+
+import io
+import os
+import signal
+import sys
+from typing import Any
+
+from alexnet_jax.errors import UsageError
+
+
+def prepare() -> None:
+    """Ends the process at Ctrl-C and SIGTERM, and opens the standard streams that are closed.
+
+    A run that trains listens to these signals itself meanwhile (`training.stop`). What other verbs
+    write appears whole or not at all, so that they may end at any moment.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in the background of a script
+            signal.signal(number, lambda number, _: os._exit(128 + number))
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Otherwise the next file that is opened would get what is written to the stream.
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free
+    sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout, buffered=True)
+    sys.stderr = _text(_Errors(2, "w", closefd=False), sys.stderr, buffered=False)
+
+
+def _text(raw: io.FileIO, before: Any, buffered: bool) -> io.TextIOWrapper:
+    """A stream like the one before, which prints any name of a file."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(before, "encoding", "utf-8"),
+        errors="backslashreplace",
+        line_buffering=not buffered or raw.isatty(),
+    )
+
+
+class _Output(io.FileIO):
+    """Standard output: what cannot be written is an error of one line."""
+
+    def write(self, content: Any) -> int:
+        """See `io.FileIO`.
+
+        Raises:
+          BrokenPipeError: the reader has closed it.
+          UsageError: it is closed, or its disk is full.
+        """
+        try:
+            return super().write(content) or 0
+        except OSError as error:
+            # Python writes the rest as it exits, and would complain once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if isinstance(error, BrokenPipeError):
+                raise
+            raise UsageError(f"cannot write to standard output: {error.strerror}") from error
+
+
+class _Errors(io.FileIO):
+    """Standard error: what cannot be written is lost, and nothing else with it."""
+
+    def write(self, content: Any) -> int:
+        """See `io.FileIO`."""
+        try:
+            return super().write(content) or 0
+        except OSError:
+            return len(content)

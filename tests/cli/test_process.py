@@ -1,0 +1,76 @@
+"""A process of the command: signals at any moment, and standard streams that take nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "alexnet_jax"]
+INSPECT = [*COMMAND, "inspect", "--config=quickstart"]
+
+
+# Where a child of this test is when the signal comes: Python calls `hook` before each import.
+_AT = """
+import builtins, os, runpy, signal, sys
+before, count = builtins.__import__, 0
+def hook(name, *rest, **more):
+    if name == os.environ["AT"]:
+        os.kill(os.getpid(), int(os.environ["NUMBER"]))
+    return before(name, *rest, **more)
+builtins.__import__ = hook
+sys.argv = ["alexnet_jax", *sys.argv[1:]]
+runpy.run_module("alexnet_jax", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "at,number",
+    [
+        ("difflib", signal.SIGINT),
+        ("ml_collections", signal.SIGTERM),
+        ("alexnet_jax.analysis.inspect", signal.SIGINT),
+        ("alexnet_jax.analysis.inspect", signal.SIGTERM),
+    ],
+)
+def test_a_signal_at_any_moment_ends_the_process_with_its_code(at, number):
+    """While the command itself is imported, what it needs, and what a verb needs."""
+    env = os.environ | {"AT": at, "NUMBER": str(int(number))}
+    done = subprocess.run(
+        [sys.executable, "-c", _AT, "inspect", "--config=quickstart"],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
+
+
+@pytest.mark.parametrize(
+    "redirected,code,says",
+    [
+        (">/dev/full", 2, "error: cannot write to standard output: No space left on device\n"),
+        (">&-", 2, "error: cannot write to standard output: Bad file descriptor\n"),
+        ("2>&-", 0, ""),
+        ("2>/dev/full", 0, ""),
+        (">&- 2>&- <&-", 2, ""),
+    ],
+)
+def test_standard_streams_that_take_nothing(redirected, code, says):
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", *COMMAND, "fields", "--group=seed"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, says)
+    assert bool(done.stdout) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    "name,value", [("JAX_ENABLE_X64", "perhaps"), ("JAX_NUM_CPU_DEVICES", "many")]
+)
+def test_a_variable_that_jax_does_not_take_is_one_line(name, value):
+    done = subprocess.run(
+        [*COMMAND, "evaluate", "--workdir=/nowhere"], env=os.environ | {name: value},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: a variable of the environment: ")
+    assert name.lower().removeprefix("jax_") in done.stderr.lower()
