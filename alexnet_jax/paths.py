@@ -1,5 +1,6 @@
-"""Paths as people type them."""
+"""Paths as people type them, and files that are written wholly or not at all."""
 
+import os
 from pathlib import Path
 
 from alexnet_jax.errors import UsageError
@@ -25,3 +26,21 @@ def local(text: str, name: str) -> Path:
             f"({tool}) and name the mounted folder"
         )
     return Path(text).expanduser()
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Writes a file wholly or not at all, with the permissions that the umask gives.
+
+    Args:
+      path: of the file; one that is there is replaced.
+      content: bytes, or text for UTF-8.
+
+    Raises:
+      OSError: it cannot be written; the file that was there stays.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
