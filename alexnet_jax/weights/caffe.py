@@ -33,7 +33,8 @@ def from_caffe(model: onnx.ModelProto) -> Column:
     constants = Constants(model.graph)
     nodes = chain(model, constants)
     _check_image(next(i for i in model.graph.input if i.name == nodes[0].input[0]))
-    nodes = [node for node in nodes if not _passes_on(node, constants)]
+    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+    nodes = [node for node in nodes if not _passes_on(node, constants, version)]
     for norm in [attributes(node) for node in nodes if node.op_type == "LRN"][:1]:
         config.model.lrn.update(
             size=norm["size"], alpha=norm["alpha"], beta=norm["beta"], k=norm["bias"]
@@ -68,15 +69,16 @@ def _check_image(value: onnx.ValueInfoProto) -> None:
         raise UsageError(f"not {_NAME}: {value.name} is {shape}, and its images [N, 3, 227, 227]")
 
 
-def _passes_on(node: onnx.NodeProto, constants: Constants) -> bool:
+def _passes_on(node: onnx.NodeProto, constants: Constants, version: int) -> bool:
     """Whether a node does nothing at test time.
 
     Raises:
       UsageError: it is dropout as in training.
     """
     if node.op_type == "Dropout":
-        mode = node.input[2] if len(node.input) > 2 else ""
-        if not attributes(node).get("is_test", 1) or (mode and constants[mode].any()):
+        mode = node.input[2] if len(node.input) > 2 else ""  # since version 12
+        is_test = version >= 7 or attributes(node).get("is_test", 0)
+        if not is_test or (mode and constants[mode].any()):
             raise UsageError(f"not {_NAME}: {named(node)} acts as in training")
     return node.op_type in ("Dropout", "Identity")
 
@@ -95,7 +97,8 @@ def _as_exported(node: onnx.NodeProto, constants: Constants) -> onnx.NodeProto:
     elif kind == "MaxPool":
         # The windows fit exactly, so that padding at the end adds none if it is less than a stride.
         pads, strides = given["pads"], given["strides"]
-        if not given["ceil_mode"] and not any(pads[:2]) and max(pads[2:]) < min(strides):
+        is_less = len(pads) == 4 and all(0 <= pad < min(strides) for pad in pads[2:])
+        if not given["ceil_mode"] and not any(pads[:2]) and is_less:
             given["pads"] = [0] * 4
         given["ceil_mode"] *= any(given["pads"])
     elif kind == "Reshape" and _gives_rows(node, constants):

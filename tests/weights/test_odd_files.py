@@ -265,6 +265,8 @@ REFUSED = {
     "Reshape to columns": lambda m: shaped(m, [9216, -1]),
     "Dropout that trains": lambda m: dropout_trains(m, 12),
     "Dropout of opset 6": lambda m: put(opset(m, 6), "Dropout", 0, is_test=0),
+    "Dropout of opset 6 that says nothing": lambda m: opset(m, 6),
+    "a pool's negative pads": lambda m: put(m, "MaxPool", 0, pads=[0, 0, -1, -1]),
     "two outputs": two_outputs,
     "a branch": a_branch,
     "logits": logits,
@@ -289,6 +291,9 @@ TAKEN = {
     "group and dilations said": lambda m: put(m, "Conv", 0, group=1, dilations=[1, 1]),
     "Softmax of opset 13": lambda m: put(opset(without_dropout(m), 13), "Softmax", 0, axis=-1),
     "ceil_mode where all fits": lambda m: put(opset(m, 10), "MaxPool", 0, ceil_mode=1),
+    "Dropout of opset 6 at test time": lambda m: put(
+        put(opset(m, 6), "Dropout", 0, is_test=1), "Dropout", 1, is_test=1
+    ),
     "alpha said": lambda m: put(m, "Gemm", 0, alpha=1.0, beta=1.0),
 }
 
@@ -306,6 +311,8 @@ def test_a_graph_that_is_written_otherwise_is_the_same_network(caffe):
         model = change(copy.deepcopy(caffe[0]))
         assert is_taken(model), name
         found = answer(model, caffe[1])
+        if "opset 6" in name:  # which onnxruntime no longer runs
+            continue
         assert found is not None, name
         np.testing.assert_allclose(found, expected, rtol=1e-4, err_msg=name)
 
