@@ -20,6 +20,7 @@ from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
+from alexnet_jax.paths import write_whole
 from alexnet_jax.training import drawing, log
 from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
 
@@ -36,7 +37,7 @@ def write(folder: Path) -> Path:
     """Writes `report.html` into a workdir or the folder of a study.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: it is neither, or cannot be written to.
     """
     if (folder / "study.json").is_file():
         page = study_page(folder)
@@ -45,7 +46,10 @@ def write(folder: Path) -> Path:
     else:
         raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
     path = folder / "report.html"
-    path.write_text(page)
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 

@@ -5,6 +5,7 @@ import html
 import html.parser
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -99,6 +100,14 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
     # 2 curves, kernels, a confusion matrix; 8 predictions; 5 rows of 1 + 6 neighbours.
     assert len(page.addresses) == 4 + 8 + 5 * 7
     assert report.write(root / "a run").read_text() == text  # the same again
+
+
+def test_every_file_of_a_run_and_of_its_page_has_the_permissions_of_the_umask(run):
+    root, _, _ = run
+    os.umask(umask := os.umask(0))
+    files = [path for path in (root / "a run").rglob("*") if path.is_file()]
+    odd = {p.name for p in files if p.stat().st_mode & 0o777 != 0o666 & ~umask}
+    assert "report.html" in {path.name for path in files} and len(files) > 10 and not odd
 
 
 def test_predictions_are_those_of_the_test(run):

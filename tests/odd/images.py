@@ -266,7 +266,10 @@ def truth(content: bytes, limit: int = 10**8) -> Image.Image | None:
         with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > limit or image.format in ("EPS", "PDF"):
                 return None
-            if image.mode in ("I", "I;16", "I;16B", "F"):  # Pillow clips these, and does not scale
+            if image.mode.startswith("I;16"):  # which Pillow clips in place of scaling
+                grey = np.rint(np.asarray(image) / 257).astype(np.uint8)
+                return Image.fromarray(grey).convert("RGB")
+            if image.mode in ("I", "F"):  # of no known range
                 return None
             return image.convert("RGB")
     except Exception:

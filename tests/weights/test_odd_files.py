@@ -439,6 +439,7 @@ def test_constants_are_read_in_every_form():
     for name, value in forms.items():
         expected = np.float16([1, 2]) if name == "value" else np.array(value)
         np.testing.assert_array_equal(constants[name], expected)
+        assert constants[name].dtype.kind == expected.dtype.kind
     for name in [*texts, "computed", "nowhere"]:
         with pytest.raises(UsageError, match=f"^{name} is "):
             _ = constants[name]
