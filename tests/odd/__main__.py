@@ -1,6 +1,6 @@
 """Puts odd folders, images, files of weights and environments before every verb.
 
-    python -m tests.odd [KIND ...] [--jobs=2] [--only=TEXT] [--out=FILE.md]
+    python -m tests.odd [KIND ...] [--jobs=2] [--only=TEXT] [--verbs=A,B] [--out=FILE.md]
 
 KIND is `folders`, `images`, `weights` or `environments`; all of them take about a quarter of an
 hour on two cores. Each call has to answer rightly, or with one line and exit code 2, without a
@@ -30,7 +30,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from tests.odd.environments import ENVIRONMENTS, Environment
+from tests.odd.environments import ENVIRONMENTS, Environment, permissions_count
 from tests.odd.folders import CLASSES, FOLDERS, good, picture
 from tests.odd.images import images, truth
 from tests.odd.weights import WEIGHTS
@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 MEMORY = 2000  # megabytes
 SECONDS = 120
 RIGHT, REFUSED = "right", "refused"
+SOME_FAILED = 5  # of `study`, with a line per run
 DIFFERENT = 4  # of `verify`, on images that are not those of the run
 ALSO_FINE = {130: "stopped", 143: "stopped", 141: "stopped"}
 
@@ -58,6 +59,16 @@ def get_config():
     config.model.activation = "relu"
     return config.lock()
 """
+
+STUDY = (
+    CONFIG.replace("def get_config", "def base")
+    + """
+def get_config():
+    from alexnet_jax.analysis import study
+
+    return study.study(base(), {{"base": {{}}}}, (0,), title="odd")
+"""
+)
 
 
 @dataclasses.dataclass
@@ -102,6 +113,8 @@ class Call:
             wrong = self.check(out) or ("did not refuse" if self.must == "refuse" else "")
             self.outcome = "WRONG" if wrong else RIGHT
             self.detail = f"{wrong}; {self.detail}" if wrong else self.detail
+        elif code == SOME_FAILED and self.verb == "study" and self.must != "answer":
+            self.outcome = REFUSED
         elif code in ALSO_FINE or (code == DIFFERENT and self.verb == "verify"):
             self.outcome = ALSO_FINE.get(code, "differs")
         elif code != 2:
@@ -132,7 +145,7 @@ class Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.odd.worker"], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w"),
-            env=ordinary(scratch),
+            env=ordinary(scratch), preexec_fn=permissions_count,
         )  # fmt: skip
         self._scratch = scratch
 
@@ -172,8 +185,9 @@ def ordinary(scratch: Path) -> dict[str, str]:
 class Campaign:
     """What all calls share: a good folder `D`, a run `W` on it, its weights, a configuration."""
 
-    def __init__(self, scratch: Path, jobs: int, only: str) -> None:
-        self.scratch, self.only, self.calls = scratch, only, []
+    def __init__(self, scratch: Path, jobs: int, only: str, verbs: str) -> None:
+        self.scratch, self.only, self.verbs = scratch, only, verbs.split(",")
+        self.calls: list[Call] = []
         (scratch / "home").mkdir()
         self.D, self.W, self.config = scratch / "D", scratch / "W", scratch / "tiny.py"
         good(self.D)
@@ -199,10 +213,17 @@ class Campaign:
         return ["train", f"--config={self.config}", f"--config.data.source=folder:{folder}",
                 f"--workdir={workdir}", *more]  # fmt: skip
 
+    def study(self, folder: Path, place: Path) -> list[str]:
+        """The words that run a study of one run on a folder."""
+        config = place / "study.py"
+        config.write_text(STUDY.format(folder=str(folder)))
+        return ["study", f"--config={config}", f"--workdir={place / 'study'}"]
+
     def do(self, groups: list[list[Call]], note: bool = True) -> None:
         """Runs groups of calls, each in one process."""
 
         def run(group: list[Call]) -> None:
+            group = [call for call in group if not note or self.wants(call)]
             worker = self.workers.get()
             try:
                 worker.run(group)
@@ -212,6 +233,10 @@ class Campaign:
                 self.note(group)
 
         list(self.pool.map(run, groups))
+
+    def wants(self, call: Call) -> bool:
+        """Whether the verb of a call is one of those asked for."""
+        return self.verbs == [""] or call.verb in self.verbs
 
     def note(self, group: list[Call]) -> None:
         """Keeps the calls for the table, and prints those that are not as they should be."""
@@ -265,6 +290,7 @@ def folders(campaign: Campaign) -> None:
             "statistics": (["statistics", *config, f"--workdir={place / 's'}"], trains, None),
             "prepare": (["prepare", *config, f"--out={place / 'p'}"], trains, None),
             "train": (campaign.train(d, place / "new"), trains, classes),
+            "study": (campaign.study(d, place), "", None),
             "bench": (["bench", *config, "--rounds=1", "--steps=1"], "", None),
             "predict": (["predict", f"--workdir={campaign.W}", "--json", str(d)], "", None),
             "evaluate": (["evaluate", f"--workdir={place / 'W'}"], of_run, None),
@@ -400,18 +426,12 @@ def environments(campaign: Campaign) -> None:
     """Each environment before every verb, in a process of its own."""
     scratch = campaign.scratch
     picture(scratch / "photo.jpg")
-    for path in [scratch, *scratch.rglob("*")]:
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o777)
     groups = []
     for number, (name, environment) in enumerate(ENVIRONMENTS.items()):
         if campaign.only not in name:
             continue
         place = scratch / f"environment{number}"
-        place.mkdir(mode=0o777)
-        place.chmod(0o777)
         shutil.copytree(campaign.W, place / "W")
-        subprocess.run(["chmod", "-R", "a+rwX", str(place)], check=True)
         for verb, words in {
             "fields": ["fields"],
             "doctor": ["doctor"],
@@ -422,6 +442,8 @@ def environments(campaign: Campaign) -> None:
             "train": campaign.train(campaign.D, place / "new"),
             "report": ["report", f"--workdir={place / 'W'}"],
             "verify": ["verify", f"--workdir={place / 'W'}"],
+            "study": campaign.study(campaign.D, place),
+            "bench": ["bench", f"--config={campaign.config}", "--rounds=1", "--steps=1"],
             "prepare": ["prepare", f"--config={campaign.config}", f"--out={place / 'p'}"],
             "statistics": ["statistics", f"--config={campaign.config}", f"--workdir={place / 's'}"],
         }.items():
@@ -433,7 +455,7 @@ def environments(campaign: Campaign) -> None:
         alone(environment, call, scratch)
         campaign.note([call])
 
-    list(campaign.pool.map(run, groups))
+    list(campaign.pool.map(run, [both for both in groups if campaign.wants(both[1])]))
 
 
 def alone(environment: Environment, call: Call, scratch: Path) -> None:
@@ -511,11 +533,12 @@ def main() -> int:
     parser.add_argument("kind", nargs="*", choices=[*KINDS, []], default=[])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="only inputs whose names contain this")
+    parser.add_argument("--verbs", default="", help="only these, with commas between")
     parser.add_argument("--out", type=Path, default=None, help="where to write the page")
     options = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="odd-") as name:
-        campaign = Campaign(Path(name), options.jobs, options.only)
+        campaign = Campaign(Path(name), options.jobs, options.only, options.verbs)
         try:
             for kind in options.kind or KINDS:
                 print(f"{kind}, after {time.monotonic() - begun:.0f} s", flush=True)
