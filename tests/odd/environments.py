@@ -18,6 +18,7 @@ class Environment:
       closed: file descriptors that are closed.
       full: whether standard output is a device that is full.
       must_answer: whether every verb has to do its work, and not only to say why it does not.
+      may_not_train: whether verbs that train may refuse nevertheless: batches have to be divided.
     """
 
     variables: dict[str, str | None] = dataclasses.field(default_factory=dict)
@@ -25,6 +26,7 @@ class Environment:
     closed: tuple[int, ...] = ()
     full: bool = False
     must_answer: bool = True
+    may_not_train: bool = False
 
 
 def permissions_count() -> None:
@@ -61,13 +63,16 @@ def _limit(what: int, number: int) -> Callable[[Path], None]:
 
 
 COUNT = "--xla_force_host_platform_device_count"
+NO_CACHE: dict[str, str | None] = {"JAX_COMPILATION_CACHE_DIR": None}
 ENVIRONMENTS: dict[str, Environment] = {
     "an ordinary shell": Environment(),
-    "no HOME": Environment({"HOME": None}),
-    "no HOME and a user without a name": Environment({"HOME": None}, _nobody),
-    "a HOME that is not there": Environment({"HOME": "/nonexistent/home"}),
-    "an empty HOME": Environment({"HOME": ""}),
-    "a folder that nobody may write to": Environment({"HOME": "/nonexistent"}, _read_only),
+    "no HOME": Environment({"HOME": None} | NO_CACHE),
+    "no HOME and a user without a name": Environment({"HOME": None} | NO_CACHE, _nobody),
+    "a HOME that is not there": Environment({"HOME": "/nonexistent/home"} | NO_CACHE),
+    "an empty HOME": Environment({"HOME": ""} | NO_CACHE),
+    "a folder that nobody may write to": Environment(
+        {"HOME": "/nonexistent"} | NO_CACHE, _read_only
+    ),
     "a folder that is gone": Environment(before=_gone, must_answer=False),
     "standard output closed": Environment(closed=(1,), must_answer=False),
     "standard error closed": Environment(closed=(2,)),
@@ -81,8 +86,8 @@ ENVIRONMENTS: dict[str, Environment] = {
     "JAX_PLATFORMS of no machine": Environment({"JAX_PLATFORMS": "abacus"}, must_answer=False),
     "JAX_ENABLE_X64": Environment({"JAX_ENABLE_X64": "1"}),
     "one device": Environment({"XLA_FLAGS": f"{COUNT}=1"}),
-    "three devices": Environment({"XLA_FLAGS": f"{COUNT}=3"}),
-    "six devices": Environment({"XLA_FLAGS": f"{COUNT}=6"}),
+    "three devices": Environment({"XLA_FLAGS": f"{COUNT}=3"}, may_not_train=True),
+    "six devices": Environment({"XLA_FLAGS": f"{COUNT}=6"}, may_not_train=True),
     "a cache that is a file": Environment({"JAX_COMPILATION_CACHE_DIR": "/etc/passwd"}),
     "a cache in a bucket": Environment(
         {"JAX_COMPILATION_CACHE_DIR": "gs://b/c"}, must_answer=False
