@@ -1,4 +1,4 @@
-"""Paths as people type them."""
+"""Paths as people type them, and files that are written wholly or not at all."""
 
 import os
 from pathlib import Path
@@ -52,15 +52,19 @@ def shown(path: str | Path) -> str:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file completely or not at all.
+    """Writes a file completely or not at all, with the permissions that the umask gives.
 
-    Whatever has this name is replaced and not written into: a link's target stays what it is.
+    Text is written as UTF-8. Whatever has this name is replaced and not written into: a link's
+    target stays what it is.
 
     Raises:
       OSError: the folder or its disk does not take it.
     """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # never through a link
-        file.write(content if isinstance(content, bytes) else content.encode())
-    partial.replace(path)
+    try:
+        with partial.open("xb") as file:  # never through a link
+            file.write(content if isinstance(content, bytes) else content.encode())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ SLOW = (
     "test_malformed.py::test_a_run_counts_them",
     "test_malformed.py::test_what_a_fuzzer_makes",
     "test_notebook.py::",
+    "test_odd.py::",
     "test_trained.py::test_classes_are_those_of_the_folder",
     "test_pipeline.py::test_the_program_ends_while",
     "test_layers.py::test_a_window_across_seams_is_that_of_all_channels_in_one[2]",

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
-from alexnet_jax import jsonfiles
+from alexnet_jax import jsonfiles, paths
 from alexnet_jax.analysis import comparison, figures, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
@@ -39,7 +39,7 @@ def write(folder: Path) -> Path:
     """Writes `report.html` into a workdir or the folder of a study.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: it is neither, or cannot be written to.
     """
     if (folder / "study.json").is_file():
         page = study_page(folder)
@@ -48,7 +48,10 @@ def write(folder: Path) -> Path:
     else:
         raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
     path = folder / "report.html"
-    path.write_text(page, "utf-8")
+    try:
+        paths.write(path, page)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
     return path
 
 
@@ -270,17 +273,27 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
 
     sources = open_sources(config, *workdirs.class_names(config, workdir))
     run = load(workdir, placement=config.placement)
-    test = features_of(run, sources["test"], None)
-    train = features_of(run, sources["train"], _MOST_FEATURES)
     names = run.class_names
-    matrix = confusion(test.label, test.probabilities.argmax(1), len(names))
-    rng = np.random.default_rng(0)
-    shown = rng.permutation(len(test.label))[:PREDICTIONS]
-    asked = rng.permutation(len(test.label))[:QUERIES]
-    near = {int(i): nearest(test.features[i], train.features, NEIGHBOURS) for i in asked}
-    of_test = thumbnails(config, sources["test"], test.index[np.union1d(shown, asked)])
+    rng, total = np.random.default_rng(0), sources["test"].num_examples
+    shown, asked = rng.permutation(total), rng.permutation(total)
+    spare = config.data.max_unreadable  # in place of those that cannot be read
+    wanted = np.union1d(shown[: PREDICTIONS + spare], asked[: QUERIES + spare])
+    test: dict[int, Features] = {}
+    matrix, count = np.zeros((len(names), len(names)), int), 0
+    for part in features_of(run, sources["test"], None):
+        matrix += confusion(part.label, part.probabilities.argmax(1), len(names))
+        for place in wanted[(wanted >= count) & (wanted < count + len(part.label))]:
+            test[int(place)] = part.row(place - count)
+        count += len(part.label)
+    shown = [test[i] for i in shown.tolist() if i in test][:PREDICTIONS]
+    asked = [test[i] for i in asked.tolist() if i in test][:QUERIES]
+    train = features_of(run, sources["train"], _MOST_FEATURES)
+    near = nearest([row.features for row in asked], train, NEIGHBOURS)
+    of_test = thumbnails(
+        config, sources["test"], np.unique([int(row.index) for row in (*shown, *asked)])
+    )
     of_train = thumbnails(
-        config, sources["train"], train.index[np.unique(np.concatenate(list(near.values())))]
+        config, sources["train"], np.unique([index for found in near for index, _ in found])
     )
     kernels = run.params[run.tower.layers[0].name]["kernel"]
     shares = colour_share(kernels)
@@ -288,18 +301,18 @@ def seen_images(config: ConfigDict, workdir: Path) -> Seen:
         kernels=picture(drawing.kernels(kernels)),
         colour=[f"of tower {i}: {100 * x.mean():.0f} %" for i, x in enumerate(shares, 1)],
         predictions=[
-            (of_test[int(test.index[i])], names[test.label[i]],
-             five_best(test.probabilities[i], names, int(test.label[i])))
-            for i in shown
+            (of_test[int(row.index)], names[row.label],
+             five_best(row.probabilities, names, int(row.label)))
+            for row in shown
         ],
         neighbours=[
-            (of_test[int(test.index[i])], names[test.label[i]],
-             [(of_train[int(train.index[j])], names[train.label[j]]) for j in found])
-            for i, found in near.items()
+            (of_test[int(row.index)], names[row.label],
+             [(of_train[index], names[label]) for index, label in found])
+            for row, found in zip(asked, near, strict=True)
         ],
         confusion=None if len(names) > _MOST_CLASSES else picture(figures.confusion(matrix, names)),
         pairs=confused_pairs(matrix, names),
-        examples=len(test.label),
+        examples=count,
     )  # fmt: skip
 
 
@@ -312,9 +325,15 @@ class Features:
     probabilities: np.ndarray
     features: np.ndarray
 
+    def row(self, place: int) -> "Features":
+        """One image, without the first axis; a copy, so that the others can be dropped."""
+        return Features(
+            *(np.array(getattr(self, field.name)[place]) for field in dataclasses.fields(self))
+        )
 
-def features_of(run: Any, source: Any, most: int | None) -> Features:
-    """Predictions and features for the images of a source, or for the first `most` of them."""
+
+def features_of(run: Any, source: Any, most: int | None) -> Iterator[Features]:
+    """Yields predictions and features, batch by batch, for a source or its first `most` images."""
     from alexnet_jax import parallel
     from alexnet_jax.data import pipeline
     from alexnet_jax.training import evaluate
@@ -323,26 +342,40 @@ def features_of(run: Any, source: Any, most: int | None) -> Features:
     step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
     variables = placement.put_towers(run.variables)
     size = evaluate.batch_size(run.config, 1, placement)
-    columns: dict[str, list[np.ndarray]] = {}
-    count = 0
+    left = source.num_examples if most is None else most
     for batch in pipeline.eval_batches(source, run.config.data, batch_size=size):
         probabilities, features = parallel.to_host(step(variables, placement.put_batch(batch)))
-        real = batch["mask"] > 0
-        for name, values in (
-            ("label", batch["label"]), ("index", batch["index"]), ("probabilities", probabilities),
-            ("features", np.concatenate(list(features), axis=-1)),
-        ):  # fmt: skip
-            columns.setdefault(name, []).append(values[real])
-        count += int(real.sum())
-        if most is not None and count >= most:
+        real = np.flatnonzero(batch["mask"] > 0)[:left]
+        features = np.concatenate(list(features), axis=-1)
+        columns = (batch["label"], batch["index"], probabilities, features)
+        yield Features(*(values[real] for values in columns))
+        left -= len(real)
+        if left <= 0:
             break
-    return Features(**{name: np.concatenate(parts)[:most] for name, parts in columns.items()})
 
 
-def nearest(query_F: np.ndarray, features_NxF: np.ndarray, count: int) -> np.ndarray:
-    """The rows at the smallest Euclidean distance, nearest first (section 6.1 of the paper)."""
-    distance = np.square(features_NxF - query_F).sum(1)
-    return np.argsort(distance, kind="stable")[:count]
+def nearest(
+    queries_QxF: Sequence[np.ndarray], parts: Iterable[Features], count: int
+) -> list[list[tuple[int, int]]]:
+    """The images at the smallest Euclidean distance of each query (section 6.1 of the paper).
+
+    Args:
+      queries_QxF: features.
+      parts: the images to search, of which one part at a time is held.
+      count: how many of them are wanted for each query.
+
+    Returns:
+      For each query (index, label) of the images, nearest first, the earlier of two equal ones.
+    """
+    found = [(np.zeros(0), np.zeros((2, 0), int)) for _ in queries_QxF]
+    for part in parts:
+        here = np.stack([part.index, part.label])
+        for number, query_F in enumerate(queries_QxF):
+            before, images = found[number]
+            distance = np.concatenate([before, np.square(part.features - query_F).sum(1)])
+            order = np.argsort(distance, kind="stable")[:count]
+            found[number] = distance[order], np.concatenate([images, here], axis=1)[:, order]
+    return [[(int(i), int(label)) for i, label in images.T] for _, images in found]
 
 
 def confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Names of classes, and the most probable classes of an image."""
 
 import functools
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,3 +45,17 @@ def shown_name(name: str) -> str:
 @functools.cache
 def _wnids() -> dict[str, str]:
     return {line.partition(" ")[0]: line for line in imagenet_classes()}
+
+
+def keys(names: Sequence[str]) -> tuple[str, ...]:
+    """By what classes are compared with those of another list: their WordNet numbers or names.
+
+    `n01440764`, `n01440764 tench` and `n01440764-tench` are one class. In a list in which several
+    begin with the same number, all are compared by name.
+    """
+    matches = [_WNID.match(name) for name in names]
+    found = tuple(m[0] if m else name for m, name in zip(matches, names, strict=True))
+    return found if len({*found}) == len(found) else tuple(names)
+
+
+_WNID = re.compile(r"n\d{8}(?![0-9A-Za-z])")

@@ -15,11 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from alexnet_jax import cache
+from alexnet_jax import cache, parallel
 from alexnet_jax.data import augment, statistics
 from alexnet_jax.data.protocol import Source
 from alexnet_jax.data.sources import open_train
@@ -194,8 +193,7 @@ def _prepare_statistics(config: ConfigDict, path: Path, source: Source | None) -
     if first and os.path.lexists(path) and not _is_of(path, statistics.key(source, config.data)):
         print(f"statistics: {path} is of other images, and is computed again", file=sys.stderr)
         path.unlink()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(STATISTICS)
+    parallel.everyone(STATISTICS)  # Now whatever is there is of these images.
     if first and not path.exists():
         compute_statistics(config, path, source)
     while not path.exists():
@@ -248,7 +246,7 @@ def compute_statistics(
     data = config.data
 
     def show(done: int, total: int) -> None:
-        if done == total or done % 100_000 < 256:
+        if done == total or done % 100_000 < 32:  # the size of a batch
             print(f"statistics: {done} of {total} images", file=sys.stderr, flush=True)
 
     source = open_train(data) if source is None else source

@@ -218,7 +218,7 @@ def _constants(
 
 
 def parameter_shapes(tower: Tower, crop_size: int) -> dict:
-    """Shapes and types of the parameters of all towers, without drawing them.
+    """Shapes of the parameters of all towers, which are float32, without drawing them.
 
     Args:
       tower: the network.
@@ -227,7 +227,9 @@ def parameter_shapes(tower: Tower, crop_size: int) -> dict:
     Returns:
       `{layer: {"kernel", "bias", ...}}` of `jax.ShapeDtypeStruct` with a leading axis of towers.
     """
-    return _shapes(tower, crop_size, "params")
+    shapes = _shapes(tower, crop_size, "params")
+    # Whatever JAX_ENABLE_X64 says.
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shapes)
 
 
 def initial_statistics(tower: Tower, crop_size: int) -> dict:

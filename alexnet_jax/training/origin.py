@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from alexnet_jax.data import classes
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
@@ -107,7 +108,8 @@ def of_column(found: Column, placement: str = "vmap") -> Network:
 def initial(config: ConfigDict, drawn: dict, class_names: tuple[str, ...]) -> dict:
     """Returns the variables that a run starts from: those of `config.init_from`.
 
-    The last layer keeps its random parameters unless the classes are the same, in name and order.
+    The last layer keeps its random parameters unless the classes are the same, in name (or WordNet
+    number) and order.
 
     Args:
       config: the configuration of the new run.
@@ -119,7 +121,7 @@ def initial(config: ConfigDict, drawn: dict, class_names: tuple[str, ...]) -> di
     """
     found = load(config.init_from)
     last = config.model.layer_order[-1]
-    new = {last} if found.class_names != class_names else set()
+    new = {last} if classes.keys(found.class_names) != classes.keys(class_names) else set()
     for name in config.freeze:
         if name in new:
             raise UsageError(

@@ -17,7 +17,7 @@ from typing import Any, Self
 import jax
 from ml_collections import ConfigDict
 
-from alexnet_jax import parallel, paths
+from alexnet_jax import jsonfiles, parallel, paths
 from alexnet_jax.config import default, from_json, leaves
 from alexnet_jax.config.fields import field_of
 from alexnet_jax.errors import UsageError
@@ -188,10 +188,10 @@ def class_names(config: ConfigDict, workdir: Path) -> tuple[tuple[str, ...], str
     """
     path = workdir / CLASSES
     try:
-        names = json.loads(path.read_text())
+        names = jsonfiles.read(path)
     except FileNotFoundError:
         return (), str(path)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, UsageError) as error:
         raise UsageError(f"{path} cannot be read ({error}): {_PUT_BACK}") from error
     count = config.model.num_classes
     if not isinstance(names, list) or [str] * count != [type(name) for name in names]:
@@ -214,8 +214,8 @@ def is_trained(workdir: Path) -> bool:
 def result_of(workdir: Path) -> dict[str, Any] | None:
     """Reads the result of the run in a folder; None: it has not ended."""
     try:
-        found = json.loads((workdir / RESULT).read_text())
-    except (OSError, ValueError, RecursionError):  # Written again by a run that resumes.
+        found = jsonfiles.read(workdir / RESULT, finite=False)
+    except (OSError, UsageError):  # Written again by a run that resumes.
         return None
     return found if isinstance(found, dict) and isinstance(found.get("steps"), int) else None
 

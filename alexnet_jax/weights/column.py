@@ -9,11 +9,14 @@ one per channel. The order of colours is R, G, B, even if it was another in a fi
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax.config import table
+from alexnet_jax.config import table, validate
+from alexnet_jax.config.table import Layer
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.columns import merge_towers, split_towers
 
@@ -132,10 +135,45 @@ def to_towers(column: Column) -> dict:
 
 
 def checked(column: Column) -> Column:
-    """The same column, with every array there and of its shape.
+    """The same column in float32, with every array there, of its shape and of finite numbers.
 
     Raises:
-      UsageError: as `to_towers`.
+      UsageError: as `to_towers`; or there is an array that the network does not have, one is not
+        of floating-point numbers or not finite, or a constant of the network is out of its range.
     """
-    to_towers(column)
-    return column
+    config, crop = column.config, column.config.data.crop_size
+    validate(config)
+    mean = _finite("the mean", column.mean)
+    if mean.shape not in ((3,), (crop, crop, 3)):
+        raise UsageError(f"the mean is {mean.shape}, and the network's (3,) or {(crop, crop, 3)}")
+    arrays = {name: _finite(name, array) for name, array in column.arrays.items()}
+    result = dataclasses.replace(column, arrays=arrays, mean=mean)
+    to_towers(result)
+    known = {f"{layer.name}.{part}" for layer in _layers(config) for part in _parts(layer)}
+    if more := ", ".join(sorted(arrays.keys() - known)[:3]):
+        raise UsageError(f"the network has no {more}")
+    names = column.class_names
+    if names and len(names) != config.model.num_classes:
+        raise UsageError(f"{len(names)} class names for {config.model.num_classes} classes")
+    return result
+
+
+def _layers(config: ConfigDict) -> list[Layer]:
+    return [row.layer for row in table.count(config.model, config.data.crop_size)]
+
+
+def _parts(layer: Layer) -> Iterator[str]:
+    """Yields the names of a layer's arrays."""
+    yield from ("weight", "bias")
+    for name, op in zip(layer.then, layer.operations, strict=True):
+        yield from (f"{name}.{part}" for part in (*op.parameters(), *op.statistics()))
+
+
+def _finite(name: str, array: np.ndarray) -> np.ndarray:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UsageError(f"{name} is of {array.dtype}: floating-point numbers are read")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UsageError(f"{name} has numbers that are not finite (NaN or infinity)")
+    return array

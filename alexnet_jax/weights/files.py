@@ -7,16 +7,16 @@ torchvision's AlexNet as safetensors, and Caffe's as ONNX.
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import numpy_helper
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from alexnet_jax import paths
 from alexnet_jax.errors import UsageError
 from alexnet_jax.weights import metadata
 from alexnet_jax.weights.caffe import from_caffe
 from alexnet_jax.weights.column import Column
-from alexnet_jax.weights.onnx_graph import MEAN, to_graph
+from alexnet_jax.weights.graph_file import Constants, load
+from alexnet_jax.weights.onnx_graph import MEAN, check_exported, to_graph
 from alexnet_jax.weights.torchvision import from_torchvision, is_torchvision
 
 SUFFIXES = (".safetensors", ".onnx")
@@ -24,23 +24,22 @@ _MEAN = f"input.{MEAN}"
 
 
 def write(column: Column, path: Path) -> None:
-    """Writes `path`, by its suffix.
+    """Writes `path`, by its suffix, wholly or not at all.
 
     Raises:
       UsageError: the suffix is another, or the file cannot be written.
     """
+    if path.suffix == ".safetensors":
+        about = {metadata.KEY: metadata.to_text(column)}
+        content = save(column.arrays | {_MEAN: column.mean}, about)
+    elif path.suffix == ".onnx":
+        content = to_graph(column).SerializeToString()
+    else:
+        raise UsageError(f"{path}: use one of {', '.join(SUFFIXES)}")
     try:
-        if path.suffix == ".safetensors":
-            partial = path.with_suffix(".partial")
-            about = {metadata.KEY: metadata.to_text(column)}
-            save_file(column.arrays | {_MEAN: column.mean}, partial, about)
-            partial.replace(path)
-        elif path.suffix == ".onnx":
-            path.write_bytes(to_graph(column).SerializeToString())
-        else:
-            raise UsageError(f"{path}: use one of {', '.join(SUFFIXES)}")
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write {path}: {error}") from error
+        paths.write(path, content)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read(path: Path) -> Column:
@@ -59,13 +58,9 @@ def read(path: Path) -> Column:
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_onnx(path)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, IndexError) as error:
+    except (ArithmeticError, LookupError, OSError, TypeError, ValueError, SafetensorError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UsageError(f"{path}: not a network ({reason})") from error
-    except Exception as error:  # protobuf's own
-        if "DecodeError" not in type(error).__name__:
-            raise
-        raise UsageError(f"{path}: not an ONNX file ({error})") from error
 
 
 def _read_safetensors(path: Path) -> Column:
@@ -83,24 +78,23 @@ def _read_safetensors(path: Path) -> Column:
 
 
 def _read_onnx(path: Path) -> Column:
-    model = onnx.load(path, load_external_data=False)
-    if not model.graph.node:
-        raise UsageError("holds no graph")
-    constants = {c.name: c for c in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
-
-    def array(name: str) -> np.ndarray:
-        if name not in constants:
-            raise UsageError(f"{name} is not a constant of the graph")
-        return np.asarray(numpy_helper.to_array(constants[name]), np.float32)
-
+    model = load(path)
     about = next((p.value for p in model.metadata_props if p.key == metadata.KEY), None)
-    if about:
-        mean = array(MEAN)[0].transpose(1, 2, 0)
-        mean = mean[0, 0] if mean.shape[:2] == (1, 1) else mean
-        # `LAYER.PART`; other constants of a graph that `export` wrote have no dot in their names.
-        names = [name for name in constants if "." in name]
-        return metadata.from_text(about, {name: array(name) for name in names}, mean)
-    return from_caffe(model, array)
+    if not about:
+        if any(list(tensor.dims) == [64, 3, 11, 11] for tensor in model.graph.initializer):
+            raise UsageError(
+                "torchvision's AlexNet, which is read from its state_dict: "
+                "safetensors.torch.save_file(model.state_dict(), 'alexnet.safetensors')"
+            )
+        return from_caffe(model)
+    constants = Constants(model.graph)
+    mean = constants[MEAN]
+    if mean.ndim != 4 or len(mean) != 1:
+        raise UsageError(f"{MEAN} is {mean.shape}, and the network's [1, 3, height, width]")
+    mean = mean[0].transpose(1, 2, 0)
+    mean = mean[0, 0] if mean.shape[:2] == (1, 1) else mean
+    # `LAYER.PART`; other constants of a graph that `export` wrote have no dot in their names.
+    arrays = {name: constants[name] for name in constants.names() if "." in name}
+    column = metadata.from_text(about, arrays, mean)
+    check_exported(model, column)
+    return column

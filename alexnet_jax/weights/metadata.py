@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 
+from alexnet_jax import jsonfiles
 from alexnet_jax.config import from_json
+from alexnet_jax.errors import UsageError
 from alexnet_jax.weights.column import Column, checked
 
 KEY = "alexnet_jax"
@@ -22,8 +24,17 @@ def from_text(text: str, arrays: dict[str, np.ndarray], mean: np.ndarray) -> Col
     """The column that `to_text` described, with its numbers.
 
     Raises:
-      UsageError: the configuration is not one, or an array is missing or has another shape.
+      UsageError: it does not describe a network, or the arrays are not that network's.
     """
-    about = json.loads(text)
-    config = from_json(json.dumps(about["config"]), "its configuration")
-    return checked(Column(config, arrays, mean, tuple(about["class_names"])))
+    try:
+        about = jsonfiles.loads(text)
+        config = from_json(json.dumps(about["config"]), "its configuration")
+        names, colours = about["class_names"], about["colours"]
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UsageError(f"its metadata {KEY} is not what `export` writes ({reason})") from error
+    if colours != "RGB":
+        raise UsageError(f"its metadata {KEY} has colours {colours!r}: RGB is read")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"its metadata {KEY} has class_names that are not a list of names")
+    return checked(Column(config, arrays, mean, tuple(names)))

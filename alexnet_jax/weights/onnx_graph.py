@@ -11,9 +11,15 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.model.operation import GraphSite
 from alexnet_jax.weights import metadata
 from alexnet_jax.weights.column import Column
+from alexnet_jax.weights.graph_file import Constants, compare, named
 
 MEAN = "mean"
 """The name of the mean image among the constants of a graph."""
+
+_OPSET = 17
+
+IMAGE, PROBABILITIES = "image", "probabilities"
+"""The names of the input and the output of a graph."""
 
 
 def to_graph(column: Column) -> onnx.ModelProto:
@@ -25,11 +31,32 @@ def to_graph(column: Column) -> onnx.ModelProto:
     Raises:
       UsageError: an operation cannot be exported; names it and the layer that it follows.
     """
+    crop, classes = column.config.data.crop_size, column.config.model.num_classes
+    nodes, constants = nodes_of(column)
+    made = helper.make_graph(
+        nodes,
+        "alexnet_jax",
+        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, ["N", 3, crop, crop])],
+        [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    result = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
+    helper.set_model_props(result, {metadata.KEY: metadata.to_text(column)})
+    onnx.checker.check_model(result)
+    return result
+
+
+def nodes_of(column: Column) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """The nodes of the graph of a network, in order, and its constants by name.
+
+    Raises:
+      UsageError: as `to_graph`.
+    """
     config, model = column.config, column.config.model
     crop = config.data.crop_size
     builder = _Graph()
     mean = column.mean.reshape(1, 1, 1, 3) if column.mean.ndim == 1 else column.mean[None]
-    x = builder.add("Sub", "image", builder.constant(mean.transpose(0, 3, 1, 2), MEAN))
+    x = builder.add("Sub", IMAGE, builder.constant(mean.transpose(0, 3, 1, 2), MEAN))
     x = builder.add("Mul", x, builder.constant(np.float32(config.data.scale)))
     shape = (crop, crop, 3)
     for number, row in enumerate(table.count(model, crop)):
@@ -63,19 +90,30 @@ def to_graph(column: Column) -> onnx.ModelProto:
             except UsageError as error:
                 raise UsageError(f"{name} after {layer.name} {error}") from error
             shape = op.shape(shape)
-    builder.add("Softmax", x, axis=1, name="probabilities")
-    made = helper.make_graph(
-        builder.nodes,
-        "alexnet_jax",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, crop, crop])],
-        [helper.make_tensor_value_info(
-            "probabilities", TensorProto.FLOAT, ["N", model.num_classes])],
-        builder.constants,
-    )  # fmt: skip
-    result = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(result, {metadata.KEY: metadata.to_text(column)})
-    onnx.checker.check_model(result)
-    return result
+    builder.add("Softmax", x, axis=1, name=PROBABILITIES)
+    return builder.nodes, builder.constants
+
+
+def check_exported(model: onnx.ModelProto, column: Column) -> None:
+    """Checks that a graph is the one that `to_graph` makes of what was read from it.
+
+    Raises:
+      UsageError: it is not; names the first node or constant that differs.
+    """
+    nodes, wanted = nodes_of(column)
+    what, constants = "the network that its metadata describes", Constants(model.graph)
+    opsets = [(o.domain, o.version) for o in model.opset_import]
+    if model.functions or opsets != [("", _OPSET)]:
+        raise UsageError(f"not {what}: it is of opset {_OPSET} without functions")
+    compare(model.graph.node, nodes, what)
+    for node, like in zip(model.graph.node, nodes, strict=True):
+        if (list(node.input), list(node.output)) != (list(like.input), list(like.output)):
+            raise UsageError(f"not {what}: {named(node)} is connected otherwise")
+    for name, array in wanted.items():
+        if "." not in name and not np.array_equal(constants[name], array):
+            raise UsageError(f"not {what}: the constant {name} is another")
+    if [output.name for output in model.graph.output] != [PROBABILITIES]:
+        raise UsageError(f"not {what}: its output is {PROBABILITIES}")
 
 
 class _Graph:
@@ -83,13 +121,13 @@ class _Graph:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
+        self.constants: dict[str, np.ndarray] = {}
 
     def constant(self, value: Any, name: str = "") -> str:
         """Adds a constant; one without a name gets one that no array of a column has."""
         value = np.asarray(value, order="C")
         name = name or f"constant{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(value, name))
+        self.constants[name] = value
         return name
 
     def add(

@@ -37,13 +37,15 @@ def from_torchvision(arrays: dict[str, np.ndarray]) -> Column:
     ):
         model.layers[name].features = features
     model.layers.conv1.padding = (2, 2)
-    own = {}
+    own, left = {}, dict(arrays)
     for name, theirs in _LAYERS.items():
         for part in ("weight", "bias"):
-            if f"{theirs}.{part}" not in arrays:
+            if f"{theirs}.{part}" not in left:
                 raise UsageError(f"{theirs}.{part} is missing")
-            own[f"{name}.{part}"] = np.asarray(arrays[f"{theirs}.{part}"], np.float32)
-    model.num_classes = len(own["fc8.bias"])
+            own[f"{name}.{part}"] = left.pop(f"{theirs}.{part}")
+    if left:
+        raise UsageError(f"torchvision's AlexNet has no {', '.join(sorted(left)[:3])}")
+    model.num_classes = own["fc8.bias"].size
     # (x / 255 - mean) / std, with the deviations, one per colour, in the first weights.
     data.scale, data.shrink = 1 / 255, "triangle"
     data.channel_mean = tuple(255 * m for m in MEAN)

@@ -5,10 +5,12 @@ import html
 import html.parser
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import tracemalloc
 import types
 
 import numpy as np
@@ -102,12 +104,20 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
     assert report.write(root / "a run").read_text() == text  # the same again
 
 
+def test_every_file_of_a_run_and_of_its_page_has_the_permissions_of_the_umask(run):
+    root, _, _ = run
+    os.umask(umask := os.umask(0))
+    files = [path for path in (root / "a run").rglob("*") if path.is_file()]
+    odd = {p.name for p in files if p.stat().st_mode & 0o777 != 0o666 & ~umask}
+    assert "report.html" in {path.name for path in files} and len(files) > 10 and not odd
+
+
 def test_predictions_are_those_of_the_test(run):
     root, result, _ = run
     config = trained.config_of(root / "a run")
     loaded = trained.load(root / "a run", placement="auto")
     opened = open_sources(config)
-    seen = report.features_of(loaded, opened["test"], None)
+    seen = joined(report.features_of(loaded, opened["test"], None))
     assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
     grey = loaded.params["conv1"]["kernel"].mean(3, keepdims=True)
@@ -118,7 +128,49 @@ def test_predictions_are_those_of_the_test(run):
     error = (seen.probabilities.argmax(1) != seen.label).mean()
     assert error == pytest.approx(result["test"]["top1_error"], abs=1e-6)
     assert seen.index.tolist() == list(range(40))
-    assert len(report.features_of(loaded, opened["train"], 50).label) == 50
+    assert len(joined(report.features_of(loaded, opened["train"], 50)).label) == 50
+
+
+def joined(parts):
+    return report.Features(
+        *map(np.concatenate, zip(*(vars(p).values() for p in parts), strict=True))
+    )
+
+
+def in_parts(features, size=7):
+    for first in range(0, len(features.label), size):
+        yield report.Features(*(x[first : first + size] for x in vars(features).values()))
+
+
+def test_a_page_holds_the_features_of_one_batch_at_a_time(monkeypatch, tmp_path):
+    """Of 3,000 images with 4,096 features (50 MB), in batches of 100 (1.6 MB)."""
+    rng = np.random.default_rng(0)
+
+    def features(run, source, most):
+        del run, most
+        for first in range(0, source.num_examples, 100):
+            rows = np.arange(first, first + 100)
+            ones = np.full((100, 2), 0.5, np.float32)
+            yield report.Features(rows % 2, rows, ones, rng.random((100, 4096), np.float32))
+
+    source = types.SimpleNamespace(num_examples=3000)
+    network = types.SimpleNamespace(
+        class_names=("ant", "bee"),
+        params={"conv1": {"kernel": np.ones((1, 3, 3, 3, 4), np.float32)}},
+        tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
+    )
+    monkeypatch.setattr(
+        sources, "open_sources", lambda config, *names: {"test": source, "train": source}
+    )
+    monkeypatch.setattr(trained, "load", lambda workdir, placement: network)
+    monkeypatch.setattr(report, "features_of", features)
+    monkeypatch.setattr(report, "thumbnails", lambda config, source, at: dict.fromkeys(at.tolist()))
+    monkeypatch.setattr(report, "picture", lambda figure: "")
+    tracemalloc.start()
+    report.seen_images(default(), tmp_path)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10e6
 
 
 def test_without_its_images_the_page_says_so(run, tmp_path):
@@ -157,9 +209,13 @@ def test_neighbours_and_confusions_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
     features, query = rng.normal(size=(200, 12)), rng.normal(size=12)
     tree = sklearn.neighbors.NearestNeighbors(n_neighbors=6).fit(features)
-    assert (
-        report.nearest(query, features, 6).tolist() == tree.kneighbors(query[None])[1][0].tolist()
-    )
+    images = report.Features(np.arange(200) % 7, np.arange(200), np.zeros((200, 1)), features)
+    for size in (1, 7, 200):
+        (found,) = report.nearest([query], in_parts(images, size), 6)
+        expected = tree.kneighbors(query[None])[1][0].tolist()
+        assert found == [(i, i % 7) for i in expected]
+    equal = report.Features(np.arange(9), np.arange(9), np.zeros((9, 1)), np.zeros((9, 2)))
+    assert report.nearest([np.ones(2)], in_parts(equal, 2), 3) == [[(0, 0), (1, 1), (2, 2)]]
     label, answer = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
     matrix = report.confusion(label, answer, 5)
     expected = sklearn.metrics.confusion_matrix(label, answer, labels=range(5))
@@ -269,7 +325,7 @@ def test_thumbnails_are_the_squares_of_their_images(tmp_path):
         np.testing.assert_array_equal(shown, pixels.repeat(2, 0).repeat(2, 1))
 
 
-def test_what_is_shown_of_each_image_is_its_own(monkeypatch):
+def test_what_is_shown_of_each_image_is_its_own(monkeypatch, tmp_path):
     """Answers, neighbours and pictures of images whose numbers are not their places."""
     rng = np.random.default_rng(1)
     names = ("ant", "bee", "cat")
@@ -290,15 +346,19 @@ def test_what_is_shown_of_each_image_is_its_own(monkeypatch):
         params={"conv1": {"kernel": kernels}},
         tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
     )
-    monkeypatch.setattr(sources, "open_sources", lambda config: {"test": "test", "train": "train"})
+    opened = {name: types.SimpleNamespace(name=name, num_examples=len(images.label))
+              for name, images in seen.items()}  # fmt: skip
+    monkeypatch.setattr(sources, "open_sources", lambda config, *names: opened)
     monkeypatch.setattr(trained, "load", lambda workdir, placement: network)
-    monkeypatch.setattr(report, "features_of", lambda run, source, most: seen[source])
+    monkeypatch.setattr(
+        report, "features_of", lambda run, source, most: in_parts(seen[source.name])
+    )
     monkeypatch.setattr(
         report,
         "thumbnails",
-        lambda config, source, which: {int(i): (source, int(i)) for i in which},
+        lambda config, source, which: {int(i): (source.name, int(i)) for i in which},
     )
-    found = report.seen_images(default(), None)
+    found = report.seen_images(default(), tmp_path)
     test, train = seen["test"], seen["train"]
     place = {("test", int(number)): i for i, number in enumerate(test.index)}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data.classes import best, five_best, imagenet_classes
+from alexnet_jax.data.classes import best, five_best, imagenet_classes, keys
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -32,3 +32,29 @@ def test_the_five_best_are_in_order():
 def test_the_classes_of_imagenet_are_a_thousand_in_the_order_of_their_ids():
     wnids = [line.partition(" ")[0] for line in imagenet_classes()]
     assert len(set(wnids)) == 1000 and wnids == sorted(wnids)
+
+
+@pytest.mark.parametrize(
+    "first,second,same",
+    [
+        (("cat", "dog"), ("cat", "dog"), True),
+        (("cat", "dog"), ["cat", "dog"], True),
+        (("cat", "dog"), ("dog", "cat"), False),
+        (("cat",), ("cat", "dog"), False),
+        ((), ("cat",), False),
+        (("n01440764", "n01443537"), ("n01440764 tench", "n01443537 goldfish"), True),
+        (("n01440764-tench",), ("n01440764 tench, Tinca tinca",), True),
+        (("n01440764_tench",), ("n01440764",), True),
+        (("n01440764", "n01443537"), ("n01443537 goldfish", "n01440764 tench"), False),
+        (("n01440764", "n01443537"), ("n01440764 tench",), False),
+        (("tench",), ("n01440764 tench",), False),  # only where both have numbers
+        (("n01440764", "cat"), ("n01440764 tench", "cat"), True),
+        (("n014407641",), ("n01440764",), False),
+        (("n01440764a",), ("n01440764",), False),
+        # A number that several classes have says nothing.
+        (("n00000001 a", "n00000001 b"), ("n00000001 b", "n00000001 a"), False),
+        (("n00000001 a", "n00000001 b"), ("n00000001 a", "n00000001 b"), True),
+    ],
+)
+def test_classes_are_the_same_by_name_or_by_wordnet_number(first, second, same):
+    assert (keys(first) == keys(second)) == same

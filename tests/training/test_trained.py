@@ -175,6 +175,21 @@ def test_of_the_same_classes_the_last_layer_is_kept_too(origin):
     assert not params["fc8"]["kernel"].any() and params["fc7"]["kernel"].any()
 
 
+def test_folders_of_wordnet_numbers_are_the_classes_of_a_file_with_numbers_and_names(
+    origin, tmp_path
+):
+    """`n01440764` is `n01440764 tench`."""
+    root, before = origin
+    names = classes.imagenet_classes()[: len(before.class_names)]
+    weights.write(dataclasses.replace(before.column(), class_names=names), tmp_path / "a.onnx")
+    config = tuned(root / "images", tmp_path / "a.onnx")
+    drawn = jax.tree.map(np.zeros_like, before.variables)
+    folders = tuple(name.split()[0] for name in names)
+    for classes_there, is_kept in ((folders, True), (folders[::-1], False)):
+        params = trained.initial(config, drawn, classes_there)["params"]
+        assert params["fc8"]["kernel"].any() == is_kept and params["fc7"]["kernel"].any()
+
+
 def test_a_file_without_names_is_of_no_class_that_is_known(origin, tmp_path):
     """Its classes are shown as numbers, and are not taken for folders that are called so."""
     root, before = origin
