@@ -46,9 +46,11 @@ def shown(path: str | Path) -> str:
     r"""A name of a file as text that can be printed and written everywhere.
 
     Names are bytes, which need not be UTF-8, and Python decodes them by the locale. Here they are
-    the same in every locale, with `\xe9` for a byte that is not part of UTF-8.
+    the same in every locale, with `\xe9` for a byte that is not part of UTF-8, and `\n` for a line
+    break.
     """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def write(path: Path, content: str | bytes) -> None:

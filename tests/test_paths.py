@@ -1,5 +1,6 @@
 """Paths as people type them: of this machine alone."""
 
+import os
 import pwd
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from alexnet_jax.analysis import doctor
 from alexnet_jax.data import image_files
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
-from alexnet_jax.paths import expanded, local
+from alexnet_jax.paths import expanded, local, shown
 
 
 def test_a_path_of_this_machine_is_taken_as_typed(monkeypatch):
@@ -86,3 +87,18 @@ def test_what_took_long_is_kept_on_this_machine(monkeypatch, variables, expected
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cache.folder() == Path(expected)
+
+
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        (b"cat", "cat"),
+        ("Käse 猫".encode(), "Käse 猫"),
+        (b"caf\xe9", r"caf\xe9"),
+        (b"a\nb\tc", r"a\nb\tc"),
+        (b"\x1b[31m", r"\x1b[31m"),
+        ("a\u2028b".encode(), r"a\u2028b"),
+    ],
+)
+def test_a_name_is_one_line_whatever_its_bytes_are(name, text):
+    assert shown(os.fsdecode(name)) == text

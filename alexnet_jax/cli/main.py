@@ -340,13 +340,11 @@ def usage(verb: str | None = None) -> str:
 
 def main(typed: list[str] | None = None) -> int:
     """Runs one verb and returns its exit code."""
-    if typed is None:
-        typed = sys.argv[1:]
-        # As `python -m` does, so that `config.imports` finds modules in this folder either way.
-        if not sys.flags.safe_path and os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
     _quiet_libraries()
     try:
+        if typed is None:
+            typed = sys.argv[1:]
+            _find_modules_here()
         code = _run(typed)
         sys.stdout.flush()
         return code
@@ -373,6 +371,20 @@ def main(typed: list[str] | None = None) -> int:
 
         leave(code, alone=code == LOST_ANOTHER)
     return code
+
+
+def _find_modules_here() -> None:
+    """Lets `config.imports` find modules in the current folder, as `python -m` does.
+
+    Raises:
+      UsageError: the folder is gone, in which nothing could be found or written.
+    """
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UsageError("the current folder has been removed: change to another") from error
+    if not sys.flags.safe_path and here not in sys.path:
+        sys.path.append(here)
 
 
 def _is_one_of_several() -> bool:

@@ -30,7 +30,7 @@ def from_text(text: str, arrays: dict[str, np.ndarray], mean: np.ndarray) -> Col
         about = jsonfiles.loads(text)
         config = from_json(json.dumps(about["config"]), "its configuration")
         names, colours = about["class_names"], about["colours"]
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(f"its metadata {KEY} is not what `export` writes ({reason})") from error
     if colours != "RGB":

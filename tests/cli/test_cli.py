@@ -490,3 +490,15 @@ def test_bench_measures_the_digits(capsys):
     names = ("first step", "training step", "forward alone", "training from data", "input alone")
     for name in (*names, "peak memory"):
         assert len(re.findall(rf"^  {name}.* \d+\.?\d* ", text, re.MULTILINE)) == 1, name
+
+
+def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, capsys):
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    monkeypatch.setattr(sys, "argv", ["alexnet-jax", "fields"])
+    assert main() == 2
+    assert capsys.readouterr() == (
+        "", "error: the current folder has been removed: change to another\n",
+    )  # fmt: skip

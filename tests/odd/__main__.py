@@ -127,10 +127,17 @@ class Call:
             self.outcome = REFUSED
 
     def _is_one_line(self, lines: list[str]) -> bool:
-        """Whether the last line is the only one but for those that say how far the verb is."""
+        """Whether there is one line, the last, but for those that say how far the verb is.
+
+        A line that begins with `folder:` says what was found, and `predict` has one for each file.
+        """
+        said = [line for line in lines if not line.startswith("folder:")]
+        errors = [n for n, line in enumerate(said) if "error: " in line]
+        if self.verb == "predict":
+            return len(errors) == len(said) > 0
         if self.verb in ("train", "verify", "prepare", "study"):
-            return [n for n, line in enumerate(lines) if "error: " in line] == [len(lines) - 1]
-        return len(lines) == 1
+            return errors == [len(said) - 1]
+        return len(said) == 1
 
     @property
     def is_fine(self) -> bool:

@@ -86,11 +86,12 @@ def test_what_was_given_must_be_given_again(adam):
     config = config_of(folder)
     assert (config.optimizer.rule, config.data.source) == ("given", "given")
     with pytest.raises(UsageError, match=r"8 holds the state of another optimizer: .optimizer\["):
-        train(folder, optimizer=optax.sgd(1e-3))
+        train(folder, optimizer=optax.sgd(1e-3), num_epochs=9.0)
     with pytest.raises(UsageError, match=r"config\.optimizer\.rule = 'given', not 'sgd_2012'"):
         train(folder)
     with pytest.raises(UsageError, match="rule = 'given': the optimizer of this run was given in"):
-        train(folder, **{"optimizer.rule": "given"})
+        train(folder, **{"optimizer.rule": "given", "num_epochs": 9.0})
+    config.num_epochs = 9.0
     with pytest.raises(UsageError, match="the images of this run were given in Python"):
         train_and_evaluate(config, folder, optimizer=optax.adam(1e-3))
     with pytest.raises(UsageError, match="the images of this run were given in Python"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -187,7 +188,7 @@ def test_the_same_seed_is_the_same_run_to_the_bit(each_step, monkeypatch, tmp_pa
     monkeypatch.setattr(
         verify,
         "train_and_evaluate",
-        lambda config, folder, **_: (folder / "metrics.jsonl").write_text(again),
+        lambda config, folder, **_: Path(folder, "metrics.jsonl").write_text(again),
     )
     path = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]

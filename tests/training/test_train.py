@@ -70,6 +70,7 @@ def test_a_run_leaves_what_the_workdir_promises(unbroken):
     assert json.loads((workdir / "result.json").read_text()) == result == {
         "seed": 0, "steps": 8, "placement": "pmap", "devices": 2,
         "parameters_sha256": saved["parameters_sha256"],
+        "colour_share": result["colour_share"],
         "validation": means(validated), "test": means(tested),
     }  # fmt: skip
     assert result["validation"]["num_examples"] == 144
