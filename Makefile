@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test test-all mutants lint docs bench package clean .venv
+.PHONY: quickstart test test-all test-compile mutants lint docs bench package clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
@@ -12,7 +12,10 @@ test: .venv/done  ## Run the tests.
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ''
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not compile'
+
+test-compile: .venv-compile/done  ## Compile for GPUs and TPUs that are not here: 1.4 GB, minutes.
+	.venv-compile/bin/python -m pytest -m compile tests/compile
 
 mutants: .venv/done  ## Make one-line mistakes, one at a time: each must fail a test.
 	$(RUN) -m tests.mutants.run
@@ -60,6 +63,16 @@ benchmarks/.venv/done: benchmarks/requirements.txt
 	.venv-package/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3
 	touch $@
 
+# What compiles for other devices, beside the packages of .venv, which do not see it: JAX would look
+# for GPUs and TPUs in every other test.
+.venv-compile/done: .venv/done pyproject.toml
+	rm -rf .venv-compile
+	$(PYTHON) -m venv .venv-compile
+	$(RUN) -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+	  > "$$(.venv-compile/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/beside.pth"
+	.venv-compile/bin/python -m pip install --quiet "jax[cuda13-local]" "jax[tpu]" nvidia-cuda-nvcc nvidia-nvvm
+	touch $@
+
 clean:  ## Remove the environments and the caches, not the runs.
-	rm -rf .venv .venv-package benchmarks/.venv build dist *.egg-info site .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compile .venv-package benchmarks/.venv build dist *.egg-info site .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -42,7 +42,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},
     ),
-    "json": (flags.DEFINE_bool, False, "One line of JSON per image, for programs.", {}),
+    "json": (flags.DEFINE_bool, False, "JSON, for programs; of `predict` one line per image.", {}),
     "group": (
         flags.DEFINE_string, "", "Only fields whose names begin with this, such as optimizer.", {},
     ),
@@ -74,6 +74,11 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "exchange": (
         flags.DEFINE_bool, False,
         "Print what the devices send each other, as computed and as compiled.", {},
+    ),
+    "compile": (
+        flags.DEFINE_string, "",
+        "Compile for devices that need not be here, and print what the step would need: h100:2, "
+        "a100:8, rtx4090:1, v5e:2x2, v5p:2x2x1, v6e:2x2.", {},
     ),
     "rounds": (flags.DEFINE_integer, 5, "The number of measurements of each quantity.", _COUNT),
     "steps": (flags.DEFINE_integer, 5, "Training steps per measurement.", _COUNT),

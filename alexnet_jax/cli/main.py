@@ -71,6 +71,13 @@ def verify(flag: flags.FlagValues) -> int:
 
 def inspect(flag: flags.FlagValues) -> None:
     """Print the layers (shapes, parameters, multiply-adds, exchange) and the conventions."""
+    if flag.compile:
+        from alexnet_jax.analysis import compile as ahead
+        from alexnet_jax.analysis.targets import target
+
+        found = ahead.compile_for(flag.config, target(flag.compile))
+        print(json.dumps(found, indent=2) if flag.json else ahead.text_of(found))
+        return
     if flag.exchange:
         _start(flag.config)
         from alexnet_jax.analysis.exchange import report
@@ -271,7 +278,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=imagenet --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=imagenet --rounds=3"),
-    "inspect": (inspect, ("config", "exchange"), "--config=imagenet"),
+    "inspect": (
+        inspect,
+        ("config", "exchange", "compile", "json"),
+        "--config=imagenet --compile=h100:2",
+    ),
     "fields": (fields, ("group", "markdown"), "--group=optimizer"),
     "doctor": (doctor, (), ""),
 }

@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -99,7 +100,11 @@ def fits(x: jax.Array, constants: Constants) -> bool:
     return narrow and small and constants.k > 0 and available()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+Call = Callable[..., jax.Array]
+"""Runs a kernel on `(constants, interpret, *maps)`: the forward pass on the maps, the backward pass
+on them and a gradient."""
+
+
 def respond(x: jax.Array, constants: Constants, interpret: bool = False) -> jax.Array:
     """`x / (k + alpha * sum x^2) ** beta`, the sum over neighbours along the last axis.
 
@@ -111,32 +116,38 @@ def respond(x: jax.Array, constants: Constants, interpret: bool = False) -> jax.
     Returns:
       The shape and type of `x`.
     """
-    return _call(constants, interpret, x)
+    return respond_by(x, constants, interpret, _call)
 
 
-def _respond_fwd(x, constants, interpret):
-    return respond(x, constants, interpret), x
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def respond_by(x: jax.Array, constants: Constants, interpret: bool, call: Call) -> jax.Array:
+    """`respond`, and its gradient, by the kernels of `call`."""
+    return call(constants, interpret, x)
 
 
-def _respond_bwd(constants, interpret, x, g):
-    return (_gradient(x, g, constants, interpret),)
+def _respond_fwd(x, constants, interpret, call):
+    return respond_by(x, constants, interpret, call), x
 
 
-respond.defvjp(_respond_fwd, _respond_bwd)
+def _respond_bwd(constants, interpret, call, x, g):
+    return (_gradient(x, g, constants, interpret, call),)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _gradient(x, g, constants, interpret):
+respond_by.defvjp(_respond_fwd, _respond_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _gradient(x, g, constants, interpret, call):
     """The gradient of `x`, given that of the response; differentiated itself as a formula."""
-    return _call(constants, interpret, x, g)
+    return call(constants, interpret, x, g)
 
 
-def _gradient_fwd(x, g, constants, interpret):
-    return _gradient(x, g, constants, interpret), (x, g)
+def _gradient_fwd(x, g, constants, interpret, call):
+    return _gradient(x, g, constants, interpret, call), (x, g)
 
 
-def _gradient_bwd(constants, interpret, saved, h):
-    del interpret
+def _gradient_bwd(constants, interpret, call, saved, h):
+    del interpret, call
     channel = jnp.arange(saved[0].shape[-1])
     distance = channel[:, None] - channel
     band = (distance >= -constants.before) & (distance <= constants.after)
@@ -216,19 +227,23 @@ def _block(constants: Constants, x_RxL: jax.Array, g_RxL: jax.Array | None = Non
     parts = 2 if x_RxL.dtype == jnp.bfloat16 else 3
     x = x_RxL.astype(jnp.float32)
     s = constants.k + constants.alpha * _window_sum(x * x, before, after, parts)
-    if beta == 0.75:
-        root = lax.rsqrt(s)
-        power = root * jnp.sqrt(root)
-        next_power = root * root * power
-    else:
-        power = jnp.exp2(-beta * jnp.log2(s))
-        next_power = power / s
+    power, next_power = powers(s, beta)
     if g_RxL is None:
         return x * power
     # The formula of the gradient is in `model.norm`.
     g = g_RxL.astype(jnp.float32)
     inner = _window_sum(g * x * next_power, after, before, parts)
     return g * power - (2 * constants.alpha * beta) * x * inner
+
+
+def powers(s: jax.Array, beta: float) -> tuple[jax.Array, jax.Array]:
+    """`s ** -beta` and `s ** -(beta + 1)`, by what the units of a device are fast at."""
+    if beta == 0.75:
+        root = lax.rsqrt(s)
+        power = root * jnp.sqrt(root)
+        return power, root * root * power
+    power = jnp.exp2(-beta * jnp.log2(s))
+    return power, power / s
 
 
 def _window_sum(v_RxL: jax.Array, before: int, after: int, parts: int) -> jax.Array:

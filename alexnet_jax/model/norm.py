@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from alexnet_jax.config.fields import Field
-from alexnet_jax.model import lrn_kernel
+from alexnet_jax.model import lrn_kernel, lrn_mosaic
 from alexnet_jax.model.collectives import TOWER
 from alexnet_jax.model.derivatives import by_platform, custom_vjp
 from alexnet_jax.model.memory import stored
@@ -132,11 +132,15 @@ def _over_channels(x, size, k, alpha, beta):
     def kernel(x):
         return lrn_kernel.respond(x, constants)
 
+    def mosaic(x):
+        return lrn_mosaic.respond(x, constants)
+
     # In float32 the kernel needs three products per sum, which with more channels take longer than
     # the passes through memory that they save; see benchmarks/results/device-h200.md.
     pays = x.dtype.itemsize < 4 or x.shape[-1] <= 64
     on_gpu = kernel if pays and lrn_kernel.fits(x, constants) else narrow
-    return by_platform(x, cuda=on_gpu, default=wide)
+    on_tpu = mosaic if lrn_mosaic.fits(x, constants) else narrow
+    return by_platform(x, cuda=on_gpu, tpu=on_tpu, default=wide)
 
 
 def local_response_norm(
@@ -219,7 +223,7 @@ def within_map_norm(
     def narrow(x):
         return _narrowly(x, (1, 2), size, k, alpha, beta)
 
-    return by_platform(x_BxHxWxC, cuda=narrow, default=wide)
+    return by_platform(x_BxHxWxC, cuda=narrow, tpu=narrow, default=wide)
 
 
 @dataclasses.dataclass(frozen=True)

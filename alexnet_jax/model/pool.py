@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config.fields import Field
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model.derivatives import custom_vjp
+from alexnet_jax.model.derivatives import by_platform, custom_vjp
 from alexnet_jax.model.operation import Graph, GraphSite, Operation, Shape, Site, of_maps
 from alexnet_jax.registry import OPERATIONS
 
@@ -93,7 +93,19 @@ def max_pool(x_BxHxWxC: jax.Array, window: int, stride: int) -> jax.Array:
     Returns:
       `[B, H', W', C]` with `H' = ceil((H - window) / stride) + 1`.
     """
-    return _max_pool(x_BxHxWxC, window, stride, x_BxHxWxC.shape[1:3])
+
+    def by_byte(x: jax.Array) -> jax.Array:
+        return _max_pool(x, window, stride, x.shape[1:3])
+
+    def by_window(x: jax.Array) -> jax.Array:
+        # TPUs have an instruction for the scatter of its gradient; the byte's would be broadcast.
+        padding = [(0, _overhang(side, window, stride)) for side in x.shape[1:3]]
+        return lax.reduce_window(
+            x, np.asarray(-np.inf, x.dtype), lax.max, (1, window, window, 1),
+            (1, stride, stride, 1), ((0, 0), *padding, (0, 0)),
+        )  # fmt: skip
+
+    return by_platform(x_BxHxWxC, tpu=by_window, default=by_byte)
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(1, 2, 3), plain=_plain_max_pool)

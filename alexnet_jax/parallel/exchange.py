@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import parallel
 from alexnet_jax.config import table
 from alexnet_jax.model.precision import widened
+from alexnet_jax.parallel import hlo
 
 GRADIENTS = "gradients"
 CHECK = "finite_check"
@@ -187,12 +188,6 @@ _MOVED: dict[str, Callable[[int, int], float]] = {
     "all-to-all": lambda n, g: n * (g - 1) / g,
     "collective-permute": lambda n, g: n,
 }
-_INSTRUCTION = re.compile(
-    r"^\s*(?:ROOT )?%?\S+ = (?P<type>\(.*?\)|\S+) (?P<name>" + "|".join(_MOVED) + r")"
-    r"(?P<start>-start)?\((?P<rest>.*)$",
-    re.M,
-)
-_ARRAY = re.compile(r"\b([a-z]+\d+|pred)\[([\d,]*)\]")
 
 
 def collectives(program: str, devices: int) -> list[Collective]:
@@ -203,31 +198,30 @@ def collectives(program: str, devices: int) -> list[Collective]:
         before XLA changes it (on CPU it exchanges bfloat16 as float32).
       devices: number of devices that it runs on.
     """
+    parsed = hlo.parse(program)
     found = []
-    for match in _INSTRUCTION.finditer(program):
-        arrays = _ARRAY.findall(match["type"])
-        if match["start"] and match["name"] in ("all-gather", "collective-permute"):
-            arrays = arrays[1:2]  # the first is the operand, the others are scratch memory
-        size = _group_size(match["rest"], devices)
-        if size == 1:
-            continue
-        moved = _MOVED[match["name"]]
-        elements = bytes_ = 0.0
-        for kind, shape in arrays:
-            n = math.prod(int(side) for side in shape.split(",") if side)
-            elements += moved(n, size)
-            bytes_ += moved(n, size) * _width(kind)
-        scope = re.search(r'op_name="([^"]*)"', match["rest"])
-        found.append(
-            Collective(
-                match["name"], size, round(elements), round(bytes_), scope[1] if scope else ""
+    for name, instructions in parsed.computations.items():
+        for one in instructions:
+            kind = one.opcode.removesuffix("-start")
+            moved, size = _MOVED.get(kind), _group_size(one.attributes, devices)
+            if moved is None or size == 1:
+                continue
+            arrays = one.results
+            if one.opcode != kind and kind != "all-reduce":
+                # Of an asynchronous pair: its operands, its results, then perhaps scratch memory.
+                results = parsed.results[name]
+                operands = sum(len(results.get(operand, ())) for operand in one.operands)
+                arrays = arrays[operands : 2 * operands]
+            found.append(
+                Collective(
+                    kind,
+                    size,
+                    round(sum(moved(x.elements, size) for x in arrays)),
+                    round(sum(moved(x.elements, size) * x.width for x in arrays)),
+                    one.scope,
+                )
             )
-        )
     return found
-
-
-def _width(kind: str) -> float:
-    return 1 if kind == "pred" else int(re.sub(r"\D", "", kind)) / 8
 
 
 def _group_size(text: str, devices: int) -> int:
@@ -243,7 +237,7 @@ def _group_size(text: str, devices: int) -> int:
         return 2 if any(a != b for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])) else 1
     if "replica_groups={}" in text:
         return devices
-    raise ValueError(f"unknown form of replica groups: {text}")
+    return 1
 
 
 def by_point(found: Iterable[Collective], names: Iterable[str]) -> dict[str, tuple[int, int]]:

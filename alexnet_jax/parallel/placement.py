@@ -236,7 +236,19 @@ def place(config: ConfigDict) -> Placement:
             f"config.placement = {name!r} is for one process, and this run has "
             f"{jax.process_count()}: use --config.placement=mesh"
         )
-    mesh = Mesh(_grid(name, config.model.towers, devices), (DATA, TOWER))
+    return arrange(config, devices)
+
+
+def arrange(config: ConfigDict, devices: list[Any]) -> Placement:
+    """The placement that `config.placement` names over these devices, which need not be here.
+
+    Raises:
+      UsageError: the devices do not fit, or the batch does not divide; names the field.
+    """
+    name, towers = config.placement, config.model.towers
+    if name == "auto":
+        name = _automatic(towers, len(devices))
+    mesh = Mesh(_grid(name, towers, devices), (DATA, TOWER))
     _check_batches(config, mesh.shape[DATA])
     return Placement(name, mesh)
 

@@ -1,11 +1,11 @@
-"""The kernels for GPUs beside the formula in float64, in Pallas's interpreter."""
+"""The kernels for GPUs and TPUs beside the formula in float64, in Pallas's interpreter."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.model import lrn_kernel
+from alexnet_jax.model import lrn_kernel, lrn_mosaic
 from alexnet_jax.model.lrn_kernel import Constants
 
 PAPER = Constants(5, 2.0, 0.1, 0.75)
@@ -28,8 +28,11 @@ def maps(*shape, dtype="float32"):
     return jnp.asarray(x, dtype), jnp.asarray(g, dtype)
 
 
-def kernels(x, g, constants):
-    y, back = jax.vjp(lambda x: lrn_kernel.respond(x, constants, True), x)
+each_backend = pytest.mark.parametrize("backend", [lrn_kernel, lrn_mosaic], ids=["gpu", "tpu"])
+
+
+def kernels(x, g, constants, backend=lrn_kernel):
+    y, back = jax.vjp(lambda x: backend.respond(x, constants, True), x)
     return y, back(g)[0]
 
 
@@ -43,38 +46,53 @@ def assert_near(found, expected, dtype):
         )
 
 
+@each_backend
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "batch,channels", [(1, 48), (3, 96), (128, 6), (3, 128), (2, 1), (1, 131), (1, 256), (2, 384)]
 )
-def test_values_and_gradients_are_those_of_the_formula(batch, channels, dtype):
+def test_values_and_gradients_are_those_of_the_formula(batch, channels, dtype, backend):
     x, g = maps(batch, 3, 5, channels, dtype=dtype)
-    assert lrn_kernel.fits(x, PAPER)
-    assert_near(kernels(x, g, PAPER), formula(x, g, PAPER), dtype)
+    assert backend.fits(x, PAPER)
+    assert_near(kernels(x, g, PAPER, backend), formula(x, g, PAPER), dtype)
 
 
+def test_more_images_than_a_block_has_lanes():
+    x, g = maps(lrn_mosaic._LANES + 130, 1, 2, 6)
+    assert_near(kernels(x, g, PAPER, lrn_mosaic), formula(x, g, PAPER), "float32")
+
+
+def test_more_pixels_than_a_block_has_rows(monkeypatch):
+    monkeypatch.setattr(lrn_mosaic, "_BLOCK", 128 * 6 * 4)
+    x, g = maps(3, 3, 3, 6)
+    assert_near(kernels(x, g, PAPER, lrn_mosaic), formula(x, g, PAPER), "float32")
+
+
+@each_backend
 @pytest.mark.parametrize("channels", [7, 256])
 @pytest.mark.parametrize("size,beta", [(4, 0.75), (1, 0.75), (9, 1.0), (8, 0.5), (3, 0.9)])
-def test_windows_of_any_size_and_other_exponents(size, beta, channels):
+def test_windows_of_any_size_and_other_exponents(size, beta, channels, backend):
     constants = Constants(size, 1.0, 0.05, beta)
     x, g = maps(2, 2, 3, channels)
-    assert_near(kernels(x, g, constants), formula(x, g, constants), "float32")
+    assert_near(kernels(x, g, constants, backend), formula(x, g, constants), "float32")
 
 
-def test_under_vmap_the_towers_are_more_pixels():
+@each_backend
+def test_under_vmap_the_towers_are_more_pixels(backend):
     x, g = maps(2, 2, 3, 3, 6)
-    y, dx = jax.vmap(lambda x, g: kernels(x, g, PAPER))(x, g)
+    y, dx = jax.vmap(lambda x, g: kernels(x, g, PAPER, backend))(x, g)
     assert_near((y, dx), formula(x, g, PAPER), "float32")
-    _, shared = jax.vmap(lambda g: kernels(x[0], g, PAPER))(g)
+    _, shared = jax.vmap(lambda g: kernels(x[0], g, PAPER, backend))(g)
     expected = [formula(x[0], g[i], PAPER)[1] for i in range(2)]
     assert_near((shared,), (np.stack(expected),), "float32")
 
 
-def test_a_sum_is_as_exact_as_float32_where_its_terms_differ_in_size():
+@each_backend
+def test_a_sum_is_as_exact_as_float32_where_its_terms_differ_in_size(backend):
     # bfloat16 holds 63.1 ** 2 to 8, and loses each 1.7 ** 2 beside it; tensor float to 2.
-    x = jnp.asarray([63.1, 1.7, 1.7, 1.7, 1.7, 63.1], "float32")[None]
+    x = jnp.asarray([63.1, 1.7, 1.7, 1.7, 1.7, 63.1], "float32")[None, None, None]
     constants = Constants(5, 1.0, 1.0, 0.75)
-    y = kernels(x, x, constants)[0]
+    y = kernels(x, x, constants, backend)[0]
     np.testing.assert_allclose(y, formula(x, x, constants)[0], rtol=1e-6)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from alexnet_jax.config import presets
-from alexnet_jax.model import dense, lrn_kernel, norm
+from alexnet_jax.model import dense, lrn_kernel, lrn_mosaic, norm, pool
 from alexnet_jax.model.lrn_kernel import Constants
 from alexnet_jax.model.tower import parameter_shapes
 from alexnet_jax.training.state import init_state
@@ -93,6 +93,9 @@ def test_gradients_have_gradients_on_every_platform():
     found = {
         "norm": second_derivative(lambda x: norm.local_response_norm(x[None, None], **lrn), x, g),
         "kernel": second_derivative(lambda x: lrn_kernel.respond(x, constants, True), x, g),
+        "mosaic": second_derivative(
+            lambda x: lrn_mosaic.respond(x[None, None], constants, True)[0, 0], x, g
+        ),
     }
     for name, value in found.items():
         np.testing.assert_allclose(value, exact, rtol=1e-4, atol=1e-5, err_msg=name)
@@ -101,7 +104,7 @@ def test_gradients_have_gradients_on_every_platform():
         np.testing.assert_allclose(value, product, rtol=1e-4, atol=1e-4 * np.abs(product).max())
 
 
-def test_the_kernels_are_in_programs_for_gpus_only():
+def test_each_kernel_is_in_programs_for_its_platform_only():
     x = jnp.zeros((2, 3, 3, 6), jnp.bfloat16)
 
     def both(x):
@@ -111,9 +114,32 @@ def test_the_kernels_are_in_programs_for_gpus_only():
         return back(y)
 
     text = lowered(jax.jit(both), "cuda", x)
-    assert text.count("lrn_forward") and text.count("lrn_backward")
-    for platform in ("cpu", "tpu"):
-        assert "lrn_" not in lowered(jax.jit(both), platform, x)
+    assert "lrn_forward" in text and "lrn_backward" in text
+    assert "triton" in text and "tpu_custom_call" not in text
+    text = lowered(jax.jit(both), "tpu", x)
+    assert text.count("tpu_custom_call") == 2 and "triton" not in text
+    text = lowered(jax.jit(both), "cpu", x)
+    assert "tpu_custom_call" not in text and "triton" not in text
+
+
+@pytest.mark.parametrize("side,window,stride", [(5, 3, 2), (6, 3, 2), (7, 2, 2), (4, 4, 1)])
+def test_what_tpus_pool_by_has_the_same_values_and_gradients(side, window, stride, monkeypatch):
+    """Also where a window has its maximum twice, which small whole numbers make likely."""
+    x, g = np.random.default_rng(0).integers(0, 4, (2, 2, side, side, 3)).astype(np.float32)
+    out = pool.pooled_size(side, window, stride)
+    x, g = jnp.asarray(x), jnp.asarray(g[:, :1, :1]) * jnp.arange(out * out).reshape(1, out, out, 1)
+
+    def both():
+        y, back = jax.vjp(lambda x: pool.max_pool(x, window, stride), x)
+        return y, back(g)[0]
+
+    plain = both()
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, tpu, default: tpu(*args))
+    for found, expected in zip(both(), plain, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    text = lowered(jax.jit(lambda x: pool.max_pool(x, window, stride)), "cpu", x)
+    monkeypatch.undo()
+    assert "reduce_window" in text
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -123,7 +149,7 @@ def test_without_pallas_triton_gpus_normalize_with_operations_of_xla(dtype, monk
     lrn = partial(norm.local_response_norm, size=5, k=2.0, alpha=0.1, beta=0.75)
     both = jax.jit(lambda x: jax.vjp(lrn, x)[1](x))
     assert "triton" not in lowered(both, "cuda", x)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cuda, default: cuda(x))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, cuda, default, **_: cuda(x))
     tolerance = 1e-6 if dtype == "float32" else 2**-7
     found = lrn(x)
     monkeypatch.undo()
@@ -170,6 +196,7 @@ def test_no_step_takes_a_branch_on_an_accelerator(preset, platform):
     assert branches_taken(text) == (platform == "cpu")
     assert "callback" not in text
     assert ("triton" in text) == (platform == "cuda")
+    assert ("tpu_custom_call" in text) == (platform == "tpu")
 
 
 @pytest.mark.parametrize("preset", ["source", "caffe"])

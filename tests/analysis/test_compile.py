@@ -1,0 +1,177 @@
+"""Programs for other devices: what is said of one, without compiling it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from alexnet_jax.analysis import compile as ahead
+from alexnet_jax.analysis import targets
+from alexnet_jax.analysis.traffic import Moved
+from alexnet_jax.cli.main import main
+from alexnet_jax.config import presets
+from alexnet_jax.errors import UsageError
+from alexnet_jax.parallel import hlo
+
+
+@pytest.mark.parametrize(
+    "name,says",
+    [
+        ("h200:2", "no such device; use one of h100, a100"),
+        ("h100", "say how many, such as h100:2"),
+        ("h100:0", "say how many"),
+        ("rtx4090:2x2", "say how many, such as rtx4090:2"),
+        ("v5e", "say which grid, such as v5e:2x2"),
+        ("v5e:4", "say which grid, such as v5e:2x2"),
+        ("v5p:2", "say which grid, such as v5p:2x2x1"),
+        ("", "no such device"),
+    ],
+)
+def test_a_target_that_does_not_exist_is_answered_with_what_to_type(name, says):
+    with pytest.raises(UsageError, match=rf"--compile={name}: .*{re.escape(says)}"):
+        targets.target(name)
+
+
+def test_targets_are_described_as_xla_wants_them():
+    pair, slice_ = targets.target("a100:2"), targets.target("v5p:2x2x1")
+    assert (pair.topology, slice_.topology) == ("1x1x2", "v5p:2x2x1")
+    assert (pair.grid, slice_.grid) == ((2,), (2, 2, 1))
+    assert "memory_bandwidth: 2039000000000\n" in pair.config
+    assert "cuda_compute_capability { major: 8 minor: 0 }" in pair.config
+    for device in targets.DEVICES.values():
+        assert device.peak["bfloat16"] >= device.peak["default"] >= device.peak["float32"]
+
+
+@pytest.mark.parametrize("name,extra", [("h100:2", "compile-cuda"), ("v5e:2x2", "compile-tpu")])
+def test_without_the_compilers_one_line_says_what_to_install(name, extra, monkeypatch, capsys):
+    monkeypatch.setattr(ahead.importlib.util, "find_spec", lambda module: None)
+    assert main(["inspect", "--config=quickstart", f"--compile={name}"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1
+    assert f"pip install 'alexnet-jax[{extra}]'" in err and "0.7 GB" in err
+
+
+PROGRAM = ahead.Compiled(
+    name="training", batch=128, arguments=500, scratch=100, kernels=7,
+    traffic={"lrn": 4e9, "exchange": 1e9}, exchanged={"fc6": 3e9}, expected={"fc6": 3e9},
+    operations=8e12, warnings=("a copy of 12 MB, copy.1",),
+)  # fmt: skip
+
+
+def test_ceilings_are_peaks_and_the_slowest_counts():
+    device = targets.DEVICES["v5e"]
+    limits = PROGRAM.limits(device, peak=4e12)
+    assert limits == pytest.approx(
+        {"memory traffic": 5 / 819, "arithmetic": 2.0, "exchange": 3 / 50}
+    )
+    config = presets.get("paper")
+    config.model.compute_dtype = "bfloat16"
+    data = ahead._as_data(PROGRAM, config, device)
+    assert data["peak"] == 600 and data["fits"]
+    # 8e12 operations at 197e12 a second take 0.04 s, less than 3 GB over a link of 50 GB/s.
+    assert data["limited_by"] == "exchange"
+    assert data["ceiling_images_per_second"] == pytest.approx(128 * 50 / 3)
+    json.dumps(data)
+    # Of float32 the precision decides.
+    config.model.compute_dtype = "float32"
+    peaks = {}
+    for precision in ("default", "highest"):
+        config.model.precision = precision
+        peaks[precision] = ahead._as_data(PROGRAM, config, device)["peak_operations"]
+    assert peaks["highest"] == pytest.approx(peaks["default"] / 6)
+
+
+def test_the_text_says_what_was_counted_and_that_nothing_ran():
+    config = presets.get("paper")
+    config.model.compute_dtype = "bfloat16"
+    found = {
+        "target": "v5e:2x2", "device": "TPU v5e", "devices": 4, "placement": "mesh 2 x 2",
+        "jax": "0.10.1", "compute_dtype": "bfloat16", "memory": 16 * 2**30, "largest_batch": 71_234,
+        "programs": [ahead._as_data(PROGRAM, config, targets.DEVICES["v5e"])],
+    }  # fmt: skip
+    text = ahead.text_of(found)
+    words = " ".join(text.split())
+    for part in (
+        "Nothing has run", "in all 5,000.0", "exchange 60.000 2,133",
+        "warning: a copy of 12 MB, copy.1", "about 71,000", "ceiling: 2,133 images/s, by exchange",
+    ):  # fmt: skip
+        assert part in words, part
+    assert "speed" not in text
+
+
+def test_kernels_are_counted_by_what_they_do():
+    kernels = [
+        Moved("fusion", "a", 1.0, "jit(step)/jvp(Tower)/conv1/lrn/mul"),
+        Moved("fusion", "b", 2.0, "jit(step)/jvp(Tower)/conv1/conv1._layer/conv"),
+        Moved("while/fusion", "c", 4.0, "jit(step)/jvp(Tower)/fc6/dot"),
+        Moved("all-reduce-start", "d", 8.0, "jit(step)/psum"),
+        Moved("copy", "e", 16.0, ""),
+        Moved("fusion", "f", 32.0, "jit(step)/mul"),
+        Moved("fusion", "g", 64.0, "jit(step)/transpose(jvp(Tower))/conv5/max_pool/select"),
+    ]
+    assert ahead._by_kind(kernels) == {
+        "max_pool": 64.0, "update and checks": 32.0, "copies": 16.0, "exchange": 8.0,
+        "dense layers": 4.0, "convolutions": 2.0, "lrn": 1.0,
+    }  # fmt: skip
+
+
+SUSPECT = """HloModule m
+
+%branch (a: f32[8]) -> f32[8] {
+  ROOT %a = f32[8]{0} parameter(0)
+}
+
+%inner (p: bf16[64,55,55,48]) -> f32[64,55,55,48] {
+  %p = bf16[64,55,55,48]{3,2,1,0} parameter(0)
+  ROOT %wide = f32[64,55,55,48]{3,2,1,0} convert(%p)
+}
+
+ENTRY %main (x: bf16[64,55,55,48], y: f32[8], w: f32[4096,2048], z: pred[]) -> f32[8] {
+  %x = bf16[64,55,55,48]{3,2,1,0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %w = f32[4096,2048]{1,0} parameter(2)
+  %z = pred[] parameter(3)
+  %maps = f32[64,55,55,48]{3,2,1,0} fusion(%x), calls=%inner, metadata={op_name="lrn"}
+  %turned = f32[4096,2048]{0,1} copy(%w)
+  %of_conv = bf16[64,55,55,48]{0,1,2,3} copy(%x), metadata={op_name="f/conv1/conv"}
+  %fetch = (f32[4096,2048]{1,0:S(1)}, f32[4096,2048]{1,0}, u32[]) copy-start(%w)
+  ROOT %r = f32[8]{0} conditional(%z, %y, %y), branch_computations={%branch, %branch}
+}
+"""
+
+
+def test_what_would_slow_a_step_is_named():
+    config = presets.get("paper")
+    program = hlo.parse(SUSPECT)
+    kernels = ahead.moved(program)
+    config.model.compute_dtype = "bfloat16"
+    lines = ahead._warnings(SUSPECT, program, kernels, config)
+    assert [line.partition(":")[0] for line in lines] == [
+        "1 conditional",
+        "a copy of 34 MB, turned",
+        "37 MB of maps in float32, maps",
+    ]
+    config.model.compute_dtype = "float32"
+    assert len(ahead._warnings(SUSPECT, program, kernels, config)) == 2
+    with_callback = SUSPECT.replace("calls=%inner", 'custom_call_target="xla_ffi_python_cpu"')
+    lines = ahead._warnings(with_callback, hlo.parse(with_callback), [], config)
+    assert lines[1:] == ["a callback into Python"]
+
+
+def test_the_largest_batch_lies_on_a_line_through_two_peaks(monkeypatch):
+    config = presets.get("paper")
+    config.batch_size = 128
+    target = targets.target("v5e:2x2")
+
+    def training(config, placement, target):
+        values = vars(PROGRAM) | {"batch": config.batch_size}
+        return ahead.Compiled(**values | {"arguments": 10**9, "scratch": config.batch_size * 10**6})
+
+    monkeypatch.setattr(ahead, "training", training)
+    placement = type("P", (), {"data_parallel": 2})
+    first = training(config, placement, target)
+    most = ahead._largest_batch(config, placement, target, first)
+    assert most % 2 == 0
+    assert most == pytest.approx((16 * 2**30 - 10**9) / 10**6, abs=2)
+    assert np.isfinite(most)
