@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test test-all test-compile mutants lint docs bench package clean .venv
+.PHONY: quickstart test test-all test-compile test-pages mutants lint docs bench package clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
@@ -16,6 +16,9 @@ test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cor
 
 test-compile: .venv-compile/done  ## Compile for GPUs and TPUs that are not here: 1.4 GB, minutes.
 	.venv-compile/bin/python -m pytest -m compile tests/compile
+
+test-pages: .venv/done  ## Run the examples of the documentation, as CI does after the tests.
+	$(RUN) -m pytest -m 'slow or not slow' tests/test_docs.py tests/test_device.py
 
 mutants: .venv/done  ## Make one-line mistakes, one at a time: each must fail a test.
 	$(RUN) -m tests.mutants.run

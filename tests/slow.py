@@ -1,6 +1,8 @@
 """Which tests `make test` and CI leave out."""
 
 SLOW = (
+    "test_docs.py::test_the_examples_of_the_library_run_as_they_stand",
+    "test_docs.py::test_the_lines_of_code_are_those_that_the_page_says",
     "test_device.py::test_every_part_is_on_the_page",
     "test_multihost.py::",
     "test_parallel.py::test_twenty_steps",
@@ -35,4 +37,4 @@ SLOW = (
     "test_layers.py::test_a_window_across_seams_is_that_of_all_channels_in_one[3]",
     "test_layers.py::test_a_window_across_seams_is_that_of_all_channels_in_one[5]",
 )
-"""Of ten seconds to a minute and a half: `make test-all` runs them, `make test` and CI do not."""
+"""Of ten seconds to a minute and a half: `make test-all` runs them, `make test` does not."""
