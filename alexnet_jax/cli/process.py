@@ -1,16 +1,18 @@
-"""What the command sets up before it imports what takes time: signals and standard streams."""
+"""What the command sets up before it imports what takes time: signals, streams, folders."""
 
 import io
 import os
 import signal
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from alexnet_jax.errors import UsageError
 
 
 def prepare() -> None:
-    """Ends the process at Ctrl-C and SIGTERM, and opens the standard streams that are closed.
+    """Ends the process at Ctrl-C and SIGTERM, and replaces standard streams that are closed.
 
     A run that trains listens to these signals itself meanwhile (`training.stop`). What other verbs
     write appears whole or not at all, so that they may end at any moment.
@@ -26,6 +28,10 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDONLY)  # takes the lowest number that is free
     sys.stdout = _text(_Output(1, "w", closefd=False), sys.stdout, buffered=True)
     sys.stderr = _text(_Errors(2, "w", closefd=False), sys.stderr, buffered=False)
+    try:
+        Path.home()
+    except RuntimeError:  # Without a home folder Matplotlib would not even be imported.
+        os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp(prefix="alexnet_jax-"))
 
 
 def _text(raw: io.FileIO, before: Any, buffered: bool) -> io.TextIOWrapper:

@@ -74,3 +74,19 @@ def test_a_variable_that_jax_does_not_take_is_one_line(name, value):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: a variable of the environment: ")
     assert name.lower().removeprefix("jax_") in done.stderr.lower()
+
+
+def test_without_a_home_folder_figures_are_drawn(tmp_path):
+    """As in a container whose user is a number that no list knows."""
+    code = (
+        "import pwd; pwd.getpwuid = lambda _: {}[0]\n"
+        "from alexnet_jax.cli import process; process.prepare()\n"
+        "import matplotlib; print(matplotlib.get_configdir())"
+    )
+    homeless = {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"}
+    env = {k: v for k, v in os.environ.items() if k not in homeless} | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(str(tmp_path / "alexnet_jax-"))
