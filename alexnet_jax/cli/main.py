@@ -417,8 +417,10 @@ def _quiet_libraries() -> None:
     ordinary = sys.unraisablehook
 
     def hook(error: Any) -> None:
-        # Raised by pending writes of TensorStore after Orbax has given up a save on a full disk.
-        if str(error.exc_value) != "Event loop is closed":
+        # Raised by pending writes of TensorStore after Orbax has given up a save on a full disk,
+        # and by a loop that could not be opened, for lack of files, as it is thrown away.
+        thrown_away = getattr(error.object, "__qualname__", "") == "BaseEventLoop.__del__"
+        if str(error.exc_value) != "Event loop is closed" and not thrown_away:
             ordinary(error)
 
     sys.unraisablehook = hook

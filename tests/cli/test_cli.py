@@ -1,6 +1,7 @@
 """What a person sees: help, tables, and one line for each mistake."""
 
 import ast
+import asyncio
 import dataclasses
 import os
 import re
@@ -502,3 +503,20 @@ def test_a_current_folder_that_is_gone_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr() == (
         "", "error: the current folder has been removed: change to another\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error,owner,heard",
+    [
+        (RuntimeError("Event loop is closed"), None, False),
+        (AttributeError("_ssock"), asyncio.BaseEventLoop.__del__, False),
+        (AttributeError("_ssock"), None, True),
+        (ValueError("anything else"), test_the_part_of_a_study, True),
+    ],
+)
+def test_only_what_event_loops_leave_behind_is_kept_from_the_user(error, owner, heard, monkeypatch):
+    found = []
+    monkeypatch.setattr(sys, "unraisablehook", found.append)
+    command._quiet_libraries()
+    sys.unraisablehook(SimpleNamespace(exc_value=error, object=owner))
+    assert bool(found) is heard
