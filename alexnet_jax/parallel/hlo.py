@@ -12,7 +12,7 @@ import re
 _WIDTHS = {"pred": 1.0, "s4": 0.5, "u4": 0.5, "c64": 8.0, "c128": 16.0}
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
-_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*$")
 _LINE = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$")
 
 

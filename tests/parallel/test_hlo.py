@@ -87,3 +87,11 @@ def test_exchanges_of_real_programs_equal_the_arithmetic(path):
     # By hand: the other half of 6 x 6 x 256 there and back, 64 images, two bytes.
     assert sums["fc6"] == (64 * 2 * 6 * 6 * 128, 64 * 2 * 6 * 6 * 128 * 2)
     assert {one.devices for one in found} == {2}
+
+
+def test_a_program_that_is_not_compiled_yet_has_heads_without_arguments():
+    text = "HloModule m\n\nregion_0.1 {\n  ROOT a.1 = f32[] parameter(0)\n}\n\n"
+    text += "ENTRY main.3 {\n  Arg_0.1 = f32[2]{0} parameter(0)\n"
+    text += "  ROOT psum.2 = f32[2]{0} all-reduce(Arg_0.1), replica_groups={{0,1}}, to_apply=r\n}\n"
+    assert hlo.parse(text).computations.keys() == {"region_0.1", "main.3"}
+    assert [one.elements for one in exchange.collectives(text, 2)] == [2]
