@@ -45,7 +45,7 @@ from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.model import lrn_kernel, norm
 from alexnet_jax.model.tower import build_tower, draw_parameters, parameter_shapes
 from alexnet_jax.parallel.placement import to_host
-from alexnet_jax.training.checkpoint import Checkpoints, manifest
+from alexnet_jax.training.checkpoint import Checkpoints, items, manifest
 from alexnet_jax.training.evaluate import make_eval_step
 from alexnet_jax.training.optimizers import build
 from alexnet_jax.training.state import init_state
@@ -433,7 +433,7 @@ def resumed(program: Program, steps: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         with Checkpoints(Path(folder), keep=1) as checkpoints:
             placed = program.placement.put_towers(state)
-            checkpoints.save(half, placed, manifest(state), {"step": half})
+            checkpoints.save(half, placed, manifest(items(state)), {"step": half})
             checkpoints.wait()
         with Checkpoints(Path(folder)) as checkpoints:
             restored, _ = checkpoints.restore(half, program.state())
