@@ -134,7 +134,7 @@ class Writer:
 
     def _is_of_disk(self, error: OSError) -> bool:
         named = str(error.filename or "").startswith(str(self._workdir))
-        return named or error.errno in (*_FULL, errno.EROFS)
+        return named or error.errno in (*_FULL, errno.EROFS, errno.EFBIG, errno.EIO)
 
     def _unwritable(self, error: OSError) -> UsageError:
         reason = error.strerror or str(error)

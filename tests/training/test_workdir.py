@@ -452,6 +452,16 @@ def test_what_is_wrong_with_a_disk_is_said_with_what_helps(tmp_path, monkeypatch
         workdir.Writer(tmp_path).__enter__()
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EIO])
+def test_a_disk_that_fails_in_the_middle_is_one_line(tmp_path, code):
+    """NumPy and TensorStore do not say which file it was."""
+    with pytest.raises(UsageError, match=f"^--workdir={tmp_path}: {os.strerror(code)}"):  # noqa: SIM117
+        with workdir.Writer(tmp_path):
+            raise OSError(code, os.strerror(code))
+    with pytest.raises(OSError, match="of something else"), workdir.Writer(tmp_path):
+        raise OSError(errno.ENOENT, "of something else")
+
+
 @pytest.mark.parametrize("name", ["a.json", ".a.json.partial"])
 def test_a_link_is_replaced_and_not_followed(tmp_path, name):
     (tmp_path / "precious").write_text("precious")
