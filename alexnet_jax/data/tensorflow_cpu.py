@@ -1,7 +1,11 @@
 """TensorFlow as a reader of images: imported late, without log output, on the CPU only."""
 
+import contextlib
 import functools
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
@@ -20,7 +24,8 @@ def import_tensorflow() -> Any:
     if lazy_keras:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
     try:
-        import tensorflow as tf
+        with _home():
+            import tensorflow as tf
     finally:
         if lazy_keras:
             del os.environ["TF_USE_LEGACY_KERAS"]
@@ -31,3 +36,18 @@ def import_tensorflow() -> Any:
     except RuntimeError:
         pass  # The caller has already used TensorFlow, and has chosen its devices.
     return tf
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[None]:
+    """A context with a home folder: without one, Keras makes a folder `~` in the current one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.gettempdir()
+        try:
+            yield
+        finally:
+            del os.environ["HOME"]
+    else:
+        yield

@@ -37,7 +37,7 @@ class Array:
 
     @property
     def width(self) -> float:
-        """Bytes of an element; 0 of a token."""
+        """Bytes of an element; 0 of XLA's type `token`, which only orders effects."""
         if self.kind in _WIDTHS:
             return _WIDTHS[self.kind]
         digits = re.match(r"[a-z]+(\d+)", self.kind)

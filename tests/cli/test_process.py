@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "alexnet_jax"]
 INSPECT = [*COMMAND, "inspect", "--config=quickstart"]
 
@@ -76,17 +78,23 @@ def test_a_variable_that_jax_does_not_take_is_one_line(name, value):
     assert name.lower().removeprefix("jax_") in done.stderr.lower()
 
 
-def test_without_a_home_folder_figures_are_drawn(tmp_path):
-    """As in a container whose user is a number that no list knows."""
+def test_without_a_home_folder_figures_are_drawn_and_images_read(tmp_path):
+    """As in a container whose user is a number that no list knows; nothing is called `~`."""
     code = (
         "import pwd; pwd.getpwuid = lambda _: {}[0]\n"
         "from alexnet_jax.cli import process; process.prepare()\n"
-        "import matplotlib; print(matplotlib.get_configdir())"
+        "import matplotlib; print(matplotlib.get_configdir())\n"
+        "from alexnet_jax.data import tensorflow_cpu; tensorflow_cpu.import_tensorflow()\n"
+        "import os; print(os.environ.get('HOME'))"
     )
     homeless = {"HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR"}
-    env = {k: v for k, v in os.environ.items() if k not in homeless} | {"TMPDIR": str(tmp_path)}
+    env = {k: v for k, v in os.environ.items() if k not in homeless}
+    env |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    here = tmp_path / "here"
+    here.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], env=env, cwd=here, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(str(tmp_path / "alexnet_jax-"))
+    assert done.stdout.endswith("\nNone\n") and not list(here.iterdir())
