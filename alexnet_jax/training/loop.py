@@ -358,7 +358,8 @@ def finish(run: Run) -> dict[str, Any]:
         "devices": run.placement.mesh.devices.size,
         "parameters_sha256": parameters_sha256(manifest(variables)),
     }
-    if first.ndim == 5:  # A convolution. In every run one tower specializes in colour: section 6.1.
+    # Of a convolution. The paper says that in every run one tower specializes in colour (6.1).
+    if first.ndim == 5:
         result["colour_share"] = [float(share) for share in colour_share(first).mean(1)]
     for split, event in run.evaluations.items():
         where = ("event", "step", "epoch", "split")

@@ -59,8 +59,8 @@ class Warnings(Part):
     def loss(self, step: int, loss: float, num_steps: int) -> list[str]:
         """Returns a warning if the training loss is still that of equal probabilities.
 
-        It comes after `config.warn_stuck_after_steps` steps, or earlier in a short run: after a fifth
-        of its `num_steps`, but at least `_SOON`.
+        It comes after `config.warn_stuck_after_steps` steps, or earlier in a short run: after a
+        fifth of its `num_steps`, but at least `_SOON`.
         """
         classes, after = self.config.model.num_classes, self.config.warn_stuck_after_steps
         limit = min(after, max(num_steps // 5, _SOON))
