@@ -40,6 +40,7 @@ EXTRAS = {
 
 _NO_TPU_HOST = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # There is no device that two processes could share.
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
@@ -163,7 +164,7 @@ def devices_of(target: Target) -> list[Any]:
             )  # fmt: skip
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"--compile={target.name}: XLA does not know it ({reason})") from error
+        raise UsageError(f"--compile={target.name}: XLA cannot compile for it here ({reason})") from error
     return list(found.devices)
 
 
