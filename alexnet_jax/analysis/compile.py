@@ -164,7 +164,9 @@ def devices_of(target: Target) -> list[Any]:
             )  # fmt: skip
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"--compile={target.name}: XLA cannot compile for it here ({reason})") from error
+        raise UsageError(
+            f"--compile={target.name}: XLA cannot compile for it here ({reason})"
+        ) from error
     return list(found.devices)
 
 
