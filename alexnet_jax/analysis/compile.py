@@ -226,10 +226,8 @@ def lower_evaluation(config: ConfigDict, placement: parallel.Placement, views: i
     return Program(name, size, step.lower(variables, batch), {}, views)
 
 
-def measure(
-    one: Program, config: ConfigDict, placement: parallel.Placement, target: Target
-) -> Compiled:
-    """Compiles a program and counts what is in it.
+def optimize(one: Program, placement: parallel.Placement, target: Target) -> jax.stages.Compiled:
+    """Compiles a program.
 
     Raises:
       UsageError: XLA says that it does not fit into the memory of the device.
@@ -239,7 +237,7 @@ def measure(
         # Without a device there is nothing to try variants on.
         options["xla_gpu_autotune_level"] = "0"
     try:
-        compiled = one.lowered.compile(options or None)
+        return one.lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         if "RESOURCE_EXHAUSTED" not in reason:
@@ -248,6 +246,13 @@ def measure(
             f"--compile={target.name}: {one.name} with {one.batch} images does not fit: {reason}; "
             "use a smaller --config.batch_size, or --config.accumulate_steps"
         ) from error
+
+
+def measure(
+    one: Program, config: ConfigDict, placement: parallel.Placement, target: Target
+) -> Compiled:
+    """Compiles a program and counts what is in it; see `optimize`."""
+    compiled = optimize(one, placement, target)
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     parsed = hlo.parse(text)
