@@ -8,6 +8,7 @@ from alexnet_jax.parallel.agreement import share as share
 from alexnet_jax.parallel.hosts import prepare_host as prepare_host
 from alexnet_jax.parallel.placement import DATA as DATA
 from alexnet_jax.parallel.placement import Placement as Placement
+from alexnet_jax.parallel.placement import copy_to_host_async as copy_to_host_async
 from alexnet_jax.parallel.placement import place as place
 from alexnet_jax.parallel.placement import place_near as place_near
 from alexnet_jax.parallel.placement import to_host as to_host

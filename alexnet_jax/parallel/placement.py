@@ -140,7 +140,7 @@ class Placement:
 
         def put(x: Any) -> jax.Array:
             x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+            return jax.make_array_from_process_local_data(sharding, x, x.shape)
 
         return jax.tree.map(put, tree)
 
@@ -210,23 +210,31 @@ def _over_mesh(fn, inputs, outputs, mesh):
 _MAPS = {"vmap": _over_one_device, "pmap": _over_one_device_per_tower, "mesh": _over_mesh}
 
 
+def copy_to_host_async(tree: Any) -> None:
+    """Starts the copies that `to_host` waits for; the devices may still compute these results."""
+    for x in jax.tree.leaves(tree):
+        if isinstance(x, jax.Array):
+            x.copy_to_host_async()
+
+
 def to_host(tree: Any) -> Any:
     """Copies results to NumPy, whole, whether they are stacked by tower or the same everywhere.
 
     Every process must call it with the same results.
     """
+    copy_to_host_async(tree)
 
     def fetch(x: Any) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
-            return np.asarray(x)
+            return np.asarray(jax.device_get(x))
         if x.is_fully_replicated:
-            return np.asarray(x.addressable_data(0))
+            return jax.device_get(x.addressable_data(0))
         # In most cases a process holds the stacked values of every tower.
         parts = {str(shard.index): shard for shard in x.addressable_shards}
         if sum(shard.data.size for shard in parts.values()) == x.size:
             whole = np.empty(x.shape, x.dtype)
             for shard in parts.values():
-                whole[shard.index] = shard.data
+                whole[shard.index] = jax.device_get(shard.data)
             return whole
         return multihost_utils.process_allgather(x, tiled=True)
 

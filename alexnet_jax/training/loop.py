@@ -37,7 +37,7 @@ from alexnet_jax.training.origin import initial
 from alexnet_jax.training.parts import parts as parts_of
 from alexnet_jax.training.parts.evaluation import evaluate_split, step_of
 from alexnet_jax.training.run import Due, Run
-from alexnet_jax.training.schedules import schedule
+from alexnet_jax.training.schedules import on_host, schedule
 from alexnet_jax.training.state import TrainState, init_state
 from alexnet_jax.training.step import make_train_step
 from alexnet_jax.training.stop import Stop
@@ -51,10 +51,11 @@ def loop(run: Run) -> None:
     batch = None if leave else run.next_batch()
     while not (leave or run.ended):
         run.before_step()
-        run.state, run.metrics = run.train_step(run.state, batch)
-        run.step += 1
-        # The next batch travels to the devices while they work on this one.
-        batch = run.next_batch()
+        with jax.profiler.StepTraceAnnotation("train", step_num=run.step + 1):
+            run.state, run.metrics = run.train_step(run.state, batch)
+            run.step += 1
+            # The next batch travels to the devices while they work on this one.
+            batch = run.next_batch()
         due = run.due()
         run.after_step(due)
         leave = due.leave
@@ -274,7 +275,8 @@ def begin(
         sources=sources,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
-        rate=None if own_rates else schedule(config, steps_per_epoch, num_steps),
+        rate=None if own_rates else on_host(schedule(config, steps_per_epoch, num_steps)),
+        rate_scale=float(state.rate_scale[0]),
         train_step=make_train_step(config, tower, inputs, tx, placement, steps_per_epoch),
         batches=pipeline.train_batches(
             source,

@@ -57,6 +57,7 @@ class Run:
       num_steps: steps of the whole run.
       rate: from the number of updates to the learning rate of the weights, without the drops of
         the plateau schedule; None if the optimizer has rates of its own.
+      rate_scale: product of these drops so far, as in the state.
       train_step: the compiled step.
       batches: training batches, starting at the step at which the run starts or resumes.
       stop: tells whether the run was asked to stop.
@@ -82,7 +83,8 @@ class Run:
     sources: dict[str, Source]
     steps_per_epoch: int
     num_steps: int
-    rate: Callable[[Any], Any] | None
+    rate: Callable[[int], float] | None
+    rate_scale: float
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]
     batches: Iterator[Batch]
     stop: Stop

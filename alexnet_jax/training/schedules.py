@@ -72,6 +72,24 @@ def schedule(
     return lambda step: base(step) * jnp.minimum((step + 1) / rise, 1.0)
 
 
+def on_host(rate: Rate) -> Callable[[int], float]:
+    """A rate as a number for the log, computed without the devices that train.
+
+    Where JAX has no CPU device, as with `JAX_PLATFORMS=cuda`, they compute it nevertheless.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        cpu = None
+
+    def value(step: int) -> float:
+        # A transfer guard would count what JAX's own CPU device is given, which stays on the host.
+        with jax.default_device(cpu), jax.transfer_guard("allow"):
+            return float(rate(step))
+
+    return value
+
+
 def constant(rate: float, span: Span) -> Rate:
     """The first rate."""
     del span

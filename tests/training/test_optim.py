@@ -120,6 +120,30 @@ def test_a_trust_ratio_makes_the_rule_that_of_lars():
     np.testing.assert_allclose(first["fc6"]["kernel"], -step, rtol=1e-4)
 
 
+@pytest.mark.parametrize("platforms", ["cuda,cpu", "cuda"])
+def test_a_rate_for_the_log_is_computed_on_the_host_if_jax_runs_there(platforms, monkeypatch):
+    """Device 3 stands for an accelerator; the value is that of NumPy."""
+    config = presets.get("article")
+    config.optimizer.update(schedule="polynomial", polynomial_power=2.0)
+    schedule, seen = schedules.schedule(config, 10, 1000), []
+
+    def watched(step):
+        seen.append(schedule(step))
+        return seen[-1]
+
+    def local_devices(backend):
+        if backend not in platforms:
+            raise RuntimeError(f"Unknown backend {backend}")
+        return jax.devices()[:1]
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    with jax.default_device(jax.devices()[3]), jax.transfer_guard("disallow"):
+        rates = [schedules.on_host(watched)(step) for step in (0, 400, 999)]
+    assert rates == pytest.approx([0.01, 0.01 * 0.6**2, 0.01 * 0.001**2], rel=1e-4)
+    assert {type(rate) for rate in rates} == {float}
+    assert {device.id for rate in seen for device in rate.devices()} == {0}
+
+
 def test_a_rate_grows_with_the_batch_rises_and_falls():
     config = presets.get("article")
     config.batch_size = 1024

@@ -42,9 +42,10 @@ def a_run(*parts, workdir=None, **config):
     vars(run).update(
         config=settings, parts=parts, step=0, num_steps=100, steps_per_epoch=10, workdir=workdir,
         unreadable={"train": {}, "validation": {}}, waited=0.0, bad_steps=0, finished=False,
-        metrics=None, until=None, evaluations={}, rate=lambda step: 0.5, memory={}, position={},
+        metrics=None, until=None, evaluations={}, memory={}, position={},
+        rate=lambda step: 0.5 / (step + 1), rate_scale=0.1,
         stop=types.SimpleNamespace(asked=lambda: False),
-        state=types.SimpleNamespace(params={"a": np.zeros(1)}, rate_scale=np.full(2, 0.1)),
+        state=types.SimpleNamespace(params={"a": np.zeros(1)}),
         sources={
             "train": types.SimpleNamespace(
                 name="digits", num_examples=20, describe="image {}".format
@@ -65,8 +66,9 @@ class Heard(Part):
 
 
 def test_the_mean_is_of_the_steps_since_the_last_line():
-    part, heard = StepMetrics(default()), Heard()
-    run = a_run(heard, part)
+    heard, heard_at = Heard(), {}
+    run = a_run(heard, **{"data.max_unreadable": 9})
+    part = StepMetrics(run.config)
     part.start(run)
     losses = np.random.default_rng(0).normal(size=7)
     for step, loss in enumerate(losses, 1):
@@ -74,19 +76,25 @@ def test_the_mean_is_of_the_steps_since_the_last_line():
         run.step = step
         run.metrics = {"loss": loss, "top1_error": loss / 2, "top5_error": loss / 4,
                        "not_finite": np.zeros(2, int)}  # fmt: skip
-        part.after_step(run, due(log=step in (3, 7)))
-    means = [event for event in heard.events if isinstance(event, TrainingMean)]
-    assert [mean.step for mean in means] == [3, 7]
+        run.unreadable["train"][step] = "cut"
+        part.after_step(run, due(log=step in (3, 7), save=step == 7))
+        heard_at[step] = list(heard.events)
+    # A line comes when the next step was started, unless a checkpoint is due with it.
+    assert [len(heard_at[step]) for step in (3, 4, 6, 7)] == [0, 1, 1, 2]
+    means = heard.events
+    assert [mean.step for mean in means] == [3, 7] == [mean.unreadable for mean in means]
+    assert [mean.epoch for mean in means] == [0.3, 0.7]
     for mean, part_of in zip(means, (losses[:3], losses[3:]), strict=True):
         assert mean.loss == pytest.approx(part_of.mean())
         assert mean.top5_error == pytest.approx(part_of.mean() / 4)
-        assert mean.learning_rate == pytest.approx(0.5 * 0.1)
+        assert mean.learning_rate == pytest.approx(0.5 / mean.step * 0.1)
 
 
 def test_sums_that_were_not_written_are_remembered():
     first, again, heard = StepMetrics(default()), StepMetrics(default()), Heard()
     run = a_run(heard)
-    for part, steps, at in ((first, (1, 2), due(save=True)), (again, (3,), due(log=True))):
+    ends = due(log=True, save=True)
+    for part, steps, at in ((first, (1, 2), due(save=True)), (again, (3,), ends)):
         part.start(run)
         for step in steps:
             part.before_step(run)
@@ -182,7 +190,7 @@ def test_a_warning_is_given_once():
     part = Warnings(a_run(warn_stuck_after_steps=5).config)
     run = a_run(heard, part)
     for step in (4, 5, 6):
-        run.step = step
+        run.step = step + 1
         run.emit(TrainingMean(step, 0.1, 6.9, 1.0, 1.0, 1.0, 0.0, 0.01))
     warned = [event for event in heard.events if isinstance(event, Warned)]
     assert [event.step for event in warned] == [5] and "still ln(1000)" in warned[0].warning
@@ -307,7 +315,7 @@ def test_where_there_is_no_terminal_an_event_is_a_line(monkeypatch, capsys):
         monkeypatch.setattr("jax.process_index", lambda speaks=speaks: 0 if speaks else 1)
         run.step = 2
         part.start(run)
-        run.step = 4
+        run.step = 5
         run.emit(TrainingMean(4, 1.5, 0.25, 0.125, 0.0625, 1234.56, 0.0, 0.01))
         run.emit(evaluation(4, 0.5))
         run.emit(dataclasses.replace(evaluation(4, 0.5, "test"), views=10, top1_error_views=0.25))

@@ -77,6 +77,7 @@ class Plateau(Part):
         scale = self._plateau.observe(event.top1_error, self._optimizer)
         full = np.full([run.tower.towers], scale, np.float32)
         run.state = dataclasses.replace(run.state, rate_scale=run.placement.put_towers(full))
+        run.rate_scale = float(full[0])
 
     def memory(self) -> dict[str, Any]:
         """Returns the lowest error, and the numbers of evaluations and drops since then."""

@@ -16,11 +16,32 @@ from alexnet_jax.training.events import NotFinite, TrainingMean
 from alexnet_jax.training.run import Due, Part, Run
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """A step that was started.
+
+    Attributes:
+      number: the first step is 1.
+      metrics: on the devices, which may still compute them.
+      ends_line: whether the mean is due that ends with this step.
+      unreadable: number of unreadable training images known then.
+    """
+
+    number: int
+    metrics: dict[str, Any]
+    ends_line: bool
+    unreadable: int
+
+
 class StepMetrics(Part):
     """Emits the mean of the finite steps since the last mean, and each step that is not finite.
 
-    The metrics of a step are fetched while the next step runs. Only if a mean or a checkpoint is
-    due they are fetched at once, so that they are part of it.
+    The metrics of a step are fetched once the next step is on its way, so that the devices never
+    wait for the log: a mean comes one step late. Only if a checkpoint is due, whose state the next
+    step would overwrite, they are fetched at once, so that they are part of it.
+
+    A line's time ends when its last step is computed, and the time of the next line starts there;
+    after an evaluation it starts with the next step.
     """
 
     def __init__(self, config: ConfigDict):
@@ -28,7 +49,7 @@ class StepMetrics(Part):
         self._config = config
         self._sums: dict[str, float] = {}
         self._finite_steps = 0
-        self._pending: list[tuple[int, dict[str, Any]]] = []
+        self._pending: list[_Step] = []
         self._evidence: list[NotFinite] = []
         self._timed_steps, self._since, self._waited = 0, 0.0, 0.0
         self._restart = True
@@ -40,26 +61,25 @@ class StepMetrics(Part):
         self._names = [*names, "loss"]
 
     def before_step(self, run: Run) -> None:
-        """Restarts the clock after a mean, once all parts are done with the step before."""
+        """Restarts the clock after a mean with a checkpoint, once all parts are done with both."""
         if self._restart:
-            self._timed_steps, self._since, self._waited = 0, time.perf_counter(), run.waited
+            self._lap(run)
             self._restart = False
 
     def after_step(self, run: Run, due: Due) -> None:
-        """Takes the metrics of the step and emits the mean if it is due."""
+        """Takes the metrics of the step before, or those of this one too if a checkpoint is due."""
         if run.metrics is not None:
-            self._pending.append((run.step, run.metrics))
+            parallel.copy_to_host_async(run.metrics)
+            unreadable = len(run.unreadable["train"])
+            self._pending.append(_Step(run.step, run.metrics, due.log, unreadable))
             run.metrics = None
-            self._timed_steps += 1
-        while len(self._pending) > (0 if due.log or due.save else 1):
-            self._take(run, *self._pending.pop(0))
-        if due.log and self._finite_steps:
-            run.emit(self._mean(run))
-            self._sums, self._finite_steps = {}, 0
-        self._restart = self._restart or due.log
+        while len(self._pending) > (0 if due.save else 1):
+            self._take(run, self._pending.pop(0))
+        self._restart = self._restart or (due.log and due.save)
 
-    def _take(self, run: Run, step: int, metrics: dict[str, Any]) -> None:
-        values = parallel.to_host(metrics)
+    def _take(self, run: Run, step: _Step) -> None:
+        values = parallel.to_host(step.metrics)
+        self._timed_steps += 1
         wrong = values.pop("not_finite")
         if not wrong.any():
             self._evidence.clear()
@@ -67,8 +87,18 @@ class StepMetrics(Part):
             for name, value in values.items():
                 self._sums[name] = self._sums.get(name, 0.0) + float(value)
         else:
-            self._note(run, step, float(values["loss"]), wrong)
+            self._note(run, step.number, float(values["loss"]), wrong)
         run.bad_steps = len(self._evidence)
+        if step.ends_line and self._finite_steps:
+            run.emit(self._mean(run, step))
+            self._sums, self._finite_steps = {}, 0
+
+    def _lap(self, run: Run) -> tuple[int, float, float]:
+        """Restarts the clock; returns the steps until now, their seconds and those of waiting."""
+        now = time.perf_counter()
+        lap = self._timed_steps, now - self._since, run.waited - self._waited
+        self._timed_steps, self._since, self._waited = 0, now, run.waited
+        return lap
 
     def _note(self, run: Run, step: int, loss: float, wrong: np.ndarray) -> None:
         """Emits a step that was not applied.
@@ -103,22 +133,18 @@ class StepMetrics(Part):
             "config.optimizer.learning_rate"
         )
 
-    def _mean(self, run: Run) -> TrainingMean:
-        elapsed = time.perf_counter() - self._since
+    def _mean(self, run: Run, step: _Step) -> TrainingMean:
+        timed_steps, seconds, waited = self._lap(run)
         mean = {name: value / self._finite_steps for name, value in self._sums.items()}
-        unreadable = len(run.unreadable["train"]) if self._config.data.max_unreadable else None
-        rate = None
-        if run.rate is not None:
-            scale = float(np.ravel(parallel.to_host(run.state.rate_scale))[0])
-            rate = float(run.rate(run.step - 1)) * scale
+        rate = None if run.rate is None else run.rate(step.number - 1) * run.rate_scale
         return TrainingMean(
-            step=run.step,
-            epoch=run.epoch,
+            step=step.number,
+            epoch=step.number / run.steps_per_epoch,
             **mean,
-            images_per_second=self._timed_steps * self._config.batch_size / elapsed,
-            data_wait_fraction=(run.waited - self._waited) / elapsed,
+            images_per_second=timed_steps * self._config.batch_size / seconds,
+            data_wait_fraction=waited / seconds,
             learning_rate=rate,
-            unreadable=unreadable,
+            unreadable=step.unreadable if self._config.data.max_unreadable else None,
         )
 
     def memory(self) -> dict[str, Any]:

@@ -68,11 +68,13 @@ class Terminal(Part):
         )
         if self._plain:
             seconds_left = (
-                (run.num_steps - run.step) * run.config.batch_size / event.images_per_second
+                (run.num_steps - event.step) * run.config.batch_size / event.images_per_second
             )
             left = f"{int(seconds_left // 60)}:{int(seconds_left % 60):02d}"
             print(
-                f"step {run.step}/{run.num_steps}  {text}  {left} left", file=sys.stderr, flush=True
+                f"step {event.step}/{run.num_steps}  {text}  {left} left",
+                file=sys.stderr,
+                flush=True,
             )
         else:
             self._bar.set_postfix_str(text, refresh=False)

@@ -48,7 +48,7 @@ class Warnings(Part):
         if isinstance(event, Evaluation):
             lines += self.images(event.split, run.unreadable[event.split])
         for line in lines:
-            run.emit(Warned(run.step, line))
+            run.emit(Warned(event.step, line))
 
     def after_step(self, run: Run, due: Due) -> None:
         """Names training images that were replaced because they cannot be read."""
