@@ -283,18 +283,24 @@ def measure(
 def _largest_batch(
     config: ConfigDict, placement: parallel.Placement, target: Target, first: Compiled
 ) -> int:
-    """The largest batch whose training fits, on the line through the peaks of two programs."""
-    half = config.copy_and_resolve_references()
+    """The largest batch whose training fits, on the line through the peaks of two programs.
+
+    Of small batches the peak may be that of the update, which does not grow with them: the other
+    program is the first of 4, 16 and 64 times as many images that needs more.
+    """
+    more = config.copy_and_resolve_references()
     smallest = placement.data_parallel * config.accumulate_steps
-    half.batch_size = max(config.batch_size // 2 // smallest, 1) * smallest
-    if half.batch_size == config.batch_size:
-        return config.batch_size
-    less = training(half, placement, target)
-    each = (first.peak - less.peak) / (first.batch - less.batch)
-    if each <= 0:
-        return config.batch_size
-    most = first.batch + int((target.device.memory - first.peak) / each)
-    return max(most // smallest * smallest, 0)
+    for times in (4, 16, 64):
+        more.batch_size = config.batch_size * times
+        try:
+            other = training(more, placement, target)
+        except UsageError:  # It does not fit, and the peak is not known.
+            return more.batch_size // 4
+        each = (other.peak - first.peak) / (other.batch - first.batch)
+        if each > 0:
+            most = first.batch + int((target.device.memory - first.peak) / each)
+            return max(most // smallest * smallest, 0)
+    return more.batch_size
 
 
 def text_of(found: dict[str, Any]) -> str:

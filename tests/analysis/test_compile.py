@@ -3,7 +3,6 @@
 import json
 import re
 
-import numpy as np
 import pytest
 
 from alexnet_jax.analysis import compile as ahead
@@ -168,14 +167,34 @@ def test_the_largest_batch_lies_on_a_line_through_two_peaks(monkeypatch):
     config.batch_size = 128
     target = targets.target("v5e:2x2")
 
+    tried = []
+
     def training(config, placement, target):
+        tried.append(config.batch_size)
         values = vars(PROGRAM) | {"batch": config.batch_size}
-        return ahead.Compiled(**values | {"arguments": 10**9, "scratch": config.batch_size * 10**6})
+        # The update needs as much as 400 images do.
+        scratch = max(config.batch_size, 400) * 10**6
+        return ahead.Compiled(**values | {"arguments": 10**9, "scratch": scratch})
 
     monkeypatch.setattr(ahead, "training", training)
     placement = type("P", (), {"data_parallel": 2})
-    first = training(config, placement, target)
-    most = ahead._largest_batch(config, placement, target, first)
-    assert most % 2 == 0
-    assert most == pytest.approx((16 * 2**30 - 10**9) / 10**6, abs=2)
-    assert np.isfinite(most)
+    for batch, expected in ((512, [2048]), (32, [128, 512])):
+        config.batch_size = batch
+        first = training(config, placement, target)
+        tried.clear()
+        most = ahead._largest_batch(config, placement, target, first)
+        assert tried == expected and most % 2 == 0
+        if batch == 512:
+            assert most == pytest.approx((16 * 2**30 - 10**9) / 10**6, abs=2)
+
+
+def test_the_largest_batch_is_one_that_fits_where_the_next_does_not(monkeypatch):
+    config = presets.get("paper")
+    config.batch_size = 128
+
+    def training(config, placement, target):
+        raise UsageError("does not fit")
+
+    monkeypatch.setattr(ahead, "training", training)
+    placement = type("P", (), {"data_parallel": 1})
+    assert ahead._largest_batch(config, placement, targets.target("v5e:2x2"), PROGRAM) == 128
