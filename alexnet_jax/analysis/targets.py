@@ -89,7 +89,7 @@ DEVICES = {
     "v4": _tpu("TPU v4", 32, 1200e9, 275e12, 50e9),
     "v5e": _tpu("TPU v5e", 16, 819e9, 197e12, 50e9),
     "v5p": _tpu("TPU v5p", 95, 2765e9, 459e12, 100e9),
-    "v6e": _tpu("TPU v6e", 32, 1640e9, 918e12, 112e9),
+    "v6e": _tpu("TPU v6e", 32, 1638e9, 918e12, 100e9),
 }  # fmt: skip
 
 
