@@ -172,6 +172,22 @@ def devices_of(target: Target) -> list[Any]:
 
 def training(config: ConfigDict, placement: parallel.Placement, target: Target) -> Compiled:
     """The training step."""
+    lowered = lower_step(config, placement)
+    return count_training(
+        config, placement, _compile("training", config.batch_size, lowered, placement, target)
+    )
+
+
+def count_training(
+    config: ConfigDict, placement: parallel.Placement, compiled: jax.stages.Compiled
+) -> Compiled:
+    """What a compiled training step needs, be it one for devices elsewhere or one that runs here.
+
+    Args:
+      config: of the step, as given to `lower_step`.
+      placement: of the step.
+      compiled: the program.
+    """
     points = exchange.points(config, placement.data_parallel)
     images = config.batch_size // placement.data_parallel
     expected = {
@@ -179,9 +195,9 @@ def training(config: ConfigDict, placement: parallel.Placement, target: Target) 
         for point in points
         if placement.mesh.devices.size > 1
     }
-    return _measure(
-        "training", config.batch_size, lower_step(config, placement), config, placement, target,
-        expected, [point.name for point in points], 3,
+    return _count(
+        "training", config.batch_size, compiled, config, placement, expected,
+        [point.name for point in points], 3,
     )  # fmt: skip
 
 
@@ -204,24 +220,19 @@ def evaluation(
         "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
     }
     names = [point.name for point in exchange.points(config, placement.data_parallel)]
-    return _measure(
-        f"evaluation, {views} view{'s' if views > 1 else ''}", size, step.lower(variables, batch),
-        config, placement, target, {}, names, views,
-    )  # fmt: skip
+    name = f"evaluation, {views} view{'s' if views > 1 else ''}"
+    compiled = _compile(name, size, step.lower(variables, batch), placement, target)
+    return _count(name, size, compiled, config, placement, {}, names, views)
 
 
-def _measure(
+def _compile(
     name: str,
     batch: int,
     lowered: jax.stages.Lowered,
-    config: ConfigDict,
     placement: parallel.Placement,
     target: Target,
-    expected: dict[str, float],
-    points: Sequence[str],
-    passes: int,
-) -> Compiled:
-    """Compiles a program and counts what is in it.
+) -> jax.stages.Compiled:
+    """Compiles a program for a target.
 
     Raises:
       UsageError: XLA says that it does not fit into the memory of the device.
@@ -231,7 +242,7 @@ def _measure(
         # Without a device there is nothing to try variants on.
         options["xla_gpu_autotune_level"] = "0"
     try:
-        compiled = lowered.compile(options or None)
+        return lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         if "RESOURCE_EXHAUSTED" not in reason:
@@ -240,6 +251,19 @@ def _measure(
             f"--compile={target.name}: {name} with {batch} images does not fit: {reason}; use a "
             "smaller --config.batch_size, or --config.accumulate_steps"
         ) from error
+
+
+def _count(
+    name: str,
+    batch: int,
+    compiled: jax.stages.Compiled,
+    config: ConfigDict,
+    placement: parallel.Placement,
+    expected: dict[str, float],
+    points: Sequence[str],
+    passes: int,
+) -> Compiled:
+    """Counts what is in a program."""
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     program = hlo.parse(text)
@@ -400,11 +424,15 @@ def text_of(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
+def peak_operations(config: ConfigDict, device: Device) -> float:
+    """Operations per second of a device with the type and precision of a configuration."""
+    if config.model.compute_dtype != "float32":
+        return device.peak["bfloat16"]
+    return device.peak["float32" if config.model.precision == "highest" else "default"]
+
+
 def _as_data(one: Compiled, config: ConfigDict, device: Device) -> dict[str, Any]:
-    peak = device.peak["bfloat16"]
-    if config.model.compute_dtype == "float32":
-        exact = config.model.precision == "highest"
-        peak = device.peak["float32" if exact else "default"]
+    peak = peak_operations(config, device)
     limits = one.limits(device, peak)
     slowest = max(limits, key=lambda name: limits[name])
     return dataclasses.asdict(one) | {

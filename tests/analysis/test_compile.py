@@ -2,7 +2,9 @@
 
 import json
 import re
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,15 +12,17 @@ from alexnet_jax.analysis import compile as ahead
 from alexnet_jax.analysis import targets
 from alexnet_jax.analysis.traffic import Moved
 from alexnet_jax.cli.main import main
-from alexnet_jax.config import presets
+from alexnet_jax.config import presets, table
 from alexnet_jax.errors import UsageError
-from alexnet_jax.parallel import hlo
+from alexnet_jax.parallel import exchange, hlo
+from alexnet_jax.parallel.placement import arrange
+from tests.support import tiny_config
 
 
 @pytest.mark.parametrize(
     "name,says",
     [
-        ("h200:2", "no such device; use one of h100, a100"),
+        ("b200:2", "no such device; use one of h100, h200, a100"),
         ("h100", "say how many, such as h100:2"),
         ("h100:0", "say how many"),
         ("rtx4090:2x2", "say how many, such as rtx4090:2"),
@@ -50,6 +54,29 @@ def test_without_the_compilers_one_line_says_what_to_install(name, extra, monkey
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1
     assert f"pip install 'alexnet-jax[{extra}]'" in err and "0.7 GB" in err
+
+
+@pytest.mark.parametrize(
+    "kind,name",
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        # Others of the same name have other peaks.
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("cpu", None),
+        ("", None),
+    ],
+)
+def test_a_device_at_hand_is_found_by_what_jax_calls_it(kind, name):
+    assert targets.known(kind) is (targets.DEVICES[name] if name else None)
 
 
 PROGRAM = ahead.Compiled(
@@ -139,6 +166,28 @@ ENTRY %main (x: bf16[64,55,55,48], y: f32[8], w: f32[4096,2048], z: pred[]) -> f
   ROOT %r = f32[8]{0} conditional(%z, %y, %y), branch_computations={%branch, %branch}
 }
 """
+
+
+def test_a_compiled_step_is_counted_wherever_it_runs():
+    config = tiny_config()
+    config.placement = "pmap"
+    placement = arrange(config, jax.devices())
+    sizes = {"argument": 700, "output": 500, "alias": 400, "temp": 30}
+    memory = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
+    program = types.SimpleNamespace(as_text=lambda: SUSPECT, memory_analysis=lambda: memory)
+    found = ahead.count_training(config, placement, program)
+    assert (found.arguments, found.scratch, found.peak) == (800, 30, 830)
+    assert found.bytes == sum(kernel.bytes for kernel in ahead.moved(hlo.parse(SUSPECT)))
+    # Of the program nothing is sent, by arithmetic what the towers exchange in a step.
+    images = config.batch_size
+    points = {p.name: p.bytes for p in exchange.points(config, 1) if p.axis == "tower"}
+    assert found.exchanged == {}
+    assert {name: found.expected[name] for name in points} == {
+        name: size * images for name, size in points.items()
+    }
+    rows = table.count(config.model, config.data.crop_size)
+    # Three passes, but for the gradient of the images; half of it on each device.
+    assert found.operations == (3 * sum(row.macs for row in rows) - rows[0].macs) * images
 
 
 def test_what_would_slow_a_step_is_named():
