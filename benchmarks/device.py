@@ -26,8 +26,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,14 +124,14 @@ class Step:
     """A training step, compiled for the devices of a placement."""
 
     def __init__(self, config: ConfigDict, placement: parallel.Placement, options: dict[str, str]):
-        """Compiles it, with options of XLA besides those of the placement."""
+        """Compiles it; a GPU gets options of XLA besides those of the placement."""
         begun = time.perf_counter()
         self.config, self.placement = config, placement
         tower = build_tower(config.model)
         tx = optimizers.build(config, steps_per_epoch=1000, num_steps=1000)
         self.first = init_state(draw_parameters(tower, 0, config.data.crop_size), tx)
-        on_tpu = placement.mesh.devices.flat[0].platform == "tpu"  # It has no options of GPUs.
-        chosen: Any = placement.compiler_options() | ({} if on_tpu else options)
+        on_gpu = placement.mesh.devices.flat[0].platform == "gpu"
+        chosen: Any = placement.compiler_options() | (options if on_gpu else {})
         self.compiled: Any = lower_step(config, placement).compile(chosen or None)
         self.compile_seconds = time.perf_counter() - begun
 

@@ -146,6 +146,7 @@ FULL = Section(
     "what the peaks that the maker states allow the compiled program; it is known for the devices "
     "in `alexnet_jax/analysis/targets.py`. The peak in use is empty where an earlier program, or "
     "trying variants while compiling, had used more, and where the platform does not count it. "
+    "Compiling takes less where the program is in JAX's cache from an earlier run. "
     "Losses and updates are beside those of a CPU in float32, differences relative.",
     (TIMES, MEMORY, AGREEMENT),
     full_network,

@@ -53,6 +53,13 @@ def test_every_part_is_on_the_page_and_nothing_failed(tmp_path):
         assert row["value_error"] < most and row["gradient_error"] < most
 
 
+def test_xla_takes_the_options_for_gpus():
+    lowered = jax.jit(lambda x: x + 1).lower(1.0)
+    assert lowered.compile(device.DETERMINISTIC | device.UNTUNED)(1.0) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_deterministic_ops"):
+        lowered.compile(dict.fromkeys(device.DETERMINISTIC, "true"))
+
+
 def outcome(losses=(2.0, 1.0), weight=0.5):
     params = {"a": np.full((2, 4), weight, np.float32)}
     return list(losses), TrainState(0, params, {}, {}, 1.0, 0)
