@@ -34,9 +34,8 @@ from PIL import Image
 
 from alexnet_jax import parallel
 from alexnet_jax.analysis import bench, targets
-from alexnet_jax.analysis.compile import count_training, peak_operations
+from alexnet_jax.analysis.compile import as_data, count, lower_training
 from alexnet_jax.analysis.doctor import version
-from alexnet_jax.analysis.exchange import lower_step
 from alexnet_jax.config import presets
 from alexnet_jax.config.networks import cifar_stem
 from alexnet_jax.data import pipeline
@@ -132,7 +131,8 @@ class Step:
         self.first = init_state(draw_parameters(tower, 0, config.data.crop_size), tx)
         on_gpu = placement.mesh.devices.flat[0].platform == "gpu"
         chosen: Any = placement.compiler_options() | (options if on_gpu else {})
-        self.compiled: Any = lower_step(config, placement).compile(chosen or None)
+        self.program = lower_training(config, placement)
+        self.compiled: Any = self.program.lowered.compile(chosen or None)
         self.compile_seconds = time.perf_counter() - begun
 
     def batch(self, number: int) -> dict[str, jax.Array]:
@@ -317,15 +317,18 @@ def full_network(machine: Machine, wanted: list[tuple[str, str, int, str, dict]]
 
 def ceiling(step: Step, seconds: float) -> Row:
     """What a step needs of a device, and the shortest time in which such a device could do it."""
-    needs = count_training(step.config, step.placement, step.compiled)
+    needs = count(step.program, step.compiled, step.config, step.placement)
     row = {"moved_bytes": needs.bytes, "compiled_peak_bytes": needs.peak}
     device = targets.known(step.placement.mesh.devices.flat[0].device_kind)
     if device is None:
         return row
-    limits = needs.limits(device, peak_operations(step.config, device))
-    slowest = max(limits, key=lambda name: limits[name])
-    least = limits[slowest]
-    return row | {"ceiling_seconds": least, "limited_by": slowest, "share": least / seconds}
+    data = as_data(needs, step.config, device)
+    least = data["limits"][data["limited_by"]]
+    return row | {
+        "ceiling_seconds": least,
+        "limited_by": data["limited_by"],
+        "share": least / seconds,
+    }
 
 
 FIRST = [

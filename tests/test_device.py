@@ -134,10 +134,10 @@ def with_ceiling(kind, arithmetic, monkeypatch, **changes):
     """The row of a step that takes 10 ms on a device of this kind."""
     needs = Compiled("training", 128, 10**9, 10**9, 7, {"lrn": 2.4e9}, {}, {}, 6.69e11, ())
     needs = dataclasses.replace(needs, **changes)
-    monkeypatch.setattr(device, "count_training", lambda *args: needs)
+    monkeypatch.setattr(device, "count", lambda *args: needs)
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(device_kind=kind)]))
     step = types.SimpleNamespace(
-        config=device.network("article", arithmetic, 128), compiled=None,
+        config=device.network("article", arithmetic, 128), program=None, compiled=None,
         placement=types.SimpleNamespace(mesh=mesh),
     )  # fmt: skip
     return device.ceiling(step, 0.01)

@@ -9,8 +9,6 @@ https://docs.jax.dev/en/latest/aot.html; the interface that describes devices wh
 import dataclasses
 import importlib.util
 import os
-import re
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,14 +20,13 @@ from alexnet_jax import parallel
 from alexnet_jax.analysis.exchange import lower_step
 from alexnet_jax.analysis.inspect import align
 from alexnet_jax.analysis.targets import Device, Target
-from alexnet_jax.analysis.traffic import Moved, moved
+from alexnet_jax.analysis.traffic import by_kind, moved, warnings
 from alexnet_jax.config import table, validate
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, initial_statistics, parameter_shapes
 from alexnet_jax.parallel import exchange, hlo
 from alexnet_jax.parallel.placement import arrange
-from alexnet_jax.registry import OPERATIONS
 from alexnet_jax.training import evaluate
 
 EXTRAS = {
@@ -44,9 +41,6 @@ _NO_TPU_HOST = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
 }
-
-LARGE = 10e6
-"""Bytes from which a copy or a pass in float32 is named."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +117,7 @@ def compile_for(config: ConfigDict, target: Target) -> dict[str, Any]:
         "jax": jax.__version__,
         "compute_dtype": config.model.compute_dtype,
         "memory": target.device.memory,
-        "programs": [_as_data(one, config, target.device) for one in programs],
+        "programs": [as_data(one, config, target.device) for one in programs],
         "largest_batch": _largest_batch(config, placement, target, programs[0]),
     }
 
@@ -170,41 +164,50 @@ def devices_of(target: Target) -> list[Any]:
     return list(found.devices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program before XLA has compiled it.
+
+    Attributes:
+      name: `training` or `evaluation, N views`.
+      batch: images of a step, over all devices.
+      lowered: what JAX made of it.
+      expected: bytes that a device receives at each point, by arithmetic; empty for evaluations.
+      passes: forward and backward passes through the layers.
+    """
+
+    name: str
+    batch: int
+    lowered: jax.stages.Lowered
+    expected: dict[str, float]
+    passes: int
+
+
 def training(config: ConfigDict, placement: parallel.Placement, target: Target) -> Compiled:
     """The training step."""
-    lowered = lower_step(config, placement)
-    return count_training(
-        config, placement, _compile("training", config.batch_size, lowered, placement, target)
-    )
-
-
-def count_training(
-    config: ConfigDict, placement: parallel.Placement, compiled: jax.stages.Compiled
-) -> Compiled:
-    """What a compiled training step needs, be it one for devices elsewhere or one that runs here.
-
-    Args:
-      config: of the step, as given to `lower_step`.
-      placement: of the step.
-      compiled: the program.
-    """
-    points = exchange.points(config, placement.data_parallel)
-    images = config.batch_size // placement.data_parallel
-    expected = {
-        point.name: float(point.bytes * (images if point.axis == parallel.TOWER else 1))
-        for point in points
-        if placement.mesh.devices.size > 1
-    }
-    return _count(
-        "training", config.batch_size, compiled, config, placement, expected,
-        [point.name for point in points], 3,
-    )  # fmt: skip
+    return measure(lower_training(config, placement), config, placement, target)
 
 
 def evaluation(
     config: ConfigDict, placement: parallel.Placement, target: Target, views: int
 ) -> Compiled:
     """One step of an evaluation with this number of views."""
+    return measure(lower_evaluation(config, placement, views), config, placement, target)
+
+
+def lower_training(config: ConfigDict, placement: parallel.Placement) -> Program:
+    """The training step, not compiled yet."""
+    images = config.batch_size // placement.data_parallel
+    expected = {
+        point.name: float(point.bytes * (images if point.axis == parallel.TOWER else 1))
+        for point in exchange.points(config, placement.data_parallel)
+        if placement.mesh.devices.size > 1
+    }
+    return Program("training", config.batch_size, lower_step(config, placement), expected, 3)
+
+
+def lower_evaluation(config: ConfigDict, placement: parallel.Placement, views: int) -> Program:
+    """One step of an evaluation with this number of views, not compiled yet."""
     data, tower = config.data, build_tower(config.model)
     inputs = input_rules.build(data, np.zeros((data.image_size, data.image_size, 3), np.float32))
     step: Any = evaluate.make_eval_step(tower, inputs, placement, views, config.evaluate.metrics)
@@ -219,20 +222,12 @@ def evaluation(
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
         "mask": jax.ShapeDtypeStruct((size,), jnp.float32),
     }
-    names = [point.name for point in exchange.points(config, placement.data_parallel)]
     name = f"evaluation, {views} view{'s' if views > 1 else ''}"
-    compiled = _compile(name, size, step.lower(variables, batch), placement, target)
-    return _count(name, size, compiled, config, placement, {}, names, views)
+    return Program(name, size, step.lower(variables, batch), {}, views)
 
 
-def _compile(
-    name: str,
-    batch: int,
-    lowered: jax.stages.Lowered,
-    placement: parallel.Placement,
-    target: Target,
-) -> jax.stages.Compiled:
-    """Compiles a program for a target.
+def optimize(one: Program, placement: parallel.Placement, target: Target) -> jax.stages.Compiled:
+    """Compiles a program.
 
     Raises:
       UsageError: XLA says that it does not fit into the memory of the device.
@@ -242,125 +237,63 @@ def _compile(
         # Without a device there is nothing to try variants on.
         options["xla_gpu_autotune_level"] = "0"
     try:
-        return lowered.compile(options or None)
+        return one.lowered.compile(options or None)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         if "RESOURCE_EXHAUSTED" not in reason:
             raise
         raise UsageError(
-            f"--compile={target.name}: {name} with {batch} images does not fit: {reason}; use a "
-            "smaller --config.batch_size, or --config.accumulate_steps"
+            f"--compile={target.name}: {one.name} with {one.batch} images does not fit: {reason}; "
+            "use a smaller --config.batch_size, or --config.accumulate_steps"
         ) from error
 
 
-def _count(
-    name: str,
-    batch: int,
+def measure(
+    one: Program, config: ConfigDict, placement: parallel.Placement, target: Target
+) -> Compiled:
+    """Compiles a program and counts what is in it; see `optimize`."""
+    return count(one, optimize(one, placement, target), config, placement)
+
+
+def count(
+    one: Program,
     compiled: jax.stages.Compiled,
     config: ConfigDict,
     placement: parallel.Placement,
-    expected: dict[str, float],
-    points: Sequence[str],
-    passes: int,
 ) -> Compiled:
-    """Counts what is in a program."""
+    """Counts what is in a compiled program, be it for devices elsewhere or one that runs here.
+
+    Args:
+      one: the program before.
+      compiled: the program that XLA made of it.
+      config: of the run.
+      placement: of the run.
+    """
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
-    program = hlo.parse(text)
-    kernels = moved(program)
+    parsed = hlo.parse(text)
+    kernels = moved(parsed)
     devices = placement.mesh.devices.size
+    points = [point.name for point in exchange.points(config, placement.data_parallel)]
     found = exchange.by_point(exchange.collectives(text, devices), points)
     macs = sum(row.macs for row in table.count(config.model, config.data.crop_size))
-    operations = 2.0 * macs * batch * passes
-    if name == "training":  # Nobody asks for the gradient of the images.
+    operations = 2.0 * macs * one.batch * one.passes
+    if one.name == "training":  # Nobody asks for the gradient of the images.
         first = table.count(config.model, config.data.crop_size)[0].macs
-        operations -= 2.0 * first * batch
+        operations -= 2.0 * first * one.batch
     return Compiled(
-        name=name,
-        batch=batch,
+        name=one.name,
+        batch=one.batch,
         arguments=memory.argument_size_in_bytes + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
         scratch=memory.temp_size_in_bytes,
         kernels=len(kernels),
-        traffic=_by_kind(kernels),
+        traffic=by_kind(kernels),
         exchanged={point: float(sent) for point, (_, sent) in found.items() if sent},
-        expected=expected,
+        expected=one.expected,
         operations=operations / devices,
-        warnings=tuple(_warnings(text, program, kernels, config)),
+        warnings=tuple(warnings(parsed, kernels, config.model.compute_dtype)),
     )  # fmt: skip
-
-
-def _by_kind(kernels: list[Moved]) -> dict[str, float]:
-    """Bytes by kind of operation, largest first."""
-    sums: dict[str, float] = {}
-    for kernel in kernels:
-        kind = _kind(kernel)
-        sums[kind] = sums.get(kind, 0) + kernel.bytes
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))
-
-
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
-
-
-def _kind(kernel: Moved) -> str:
-    words = re.findall(r"\w+", kernel.scope)
-    opcode = kernel.opcode.rpartition("/")[2]
-    if opcode.startswith(_COLLECTIVES):
-        return "exchange"
-    for word in reversed(words):
-        if word in OPERATIONS:
-            return word
-    if opcode.startswith("copy"):
-        return "copies"
-    for word in reversed(words):
-        if re.fullmatch(r"(conv|fc|local)\d+", word):
-            return {"conv": "convolutions", "fc": "dense layers", "local": "local layers"}[
-                word.rstrip("0123456789")
-            ]
-    return "update and checks"
-
-
-def _warnings(
-    text: str, program: hlo.Program, kernels: list[Moved], config: ConfigDict
-) -> list[str]:
-    """What slows a step on a device, or makes it wait for the host."""
-    found = []
-    instructions = [one for many in program.computations.values() for one in many]
-    for opcode, why in (
-        ("conditional", "the host waits for the device to know which branch"),
-        ("infeed", "waits for data from the host"),
-        ("outfeed", "waits for the host"),
-        ("send", "waits for the host"),
-    ):
-        if count := sum(one.opcode == opcode for one in instructions):
-            found.append(f"{count} {opcode}: {why}")
-    if re.search("xla_ffi_python|host_callback|CpuCallback", text):
-        found.append("a callback into Python")
-    # Where a copy ends: one into other memory fetches what is needed next.
-    ends = {one.name: one.results[0] for one in instructions if one.results}
-    for kernel in kernels:
-        copies = kernel.opcode.rpartition("/")[2] in ("copy", "copy-start", "transpose")
-        inside = re.search(r"conv\d|local\d", kernel.scope)
-        large = kernel.bytes / 2 > LARGE
-        if copies and large and not inside and ends[kernel.name].in_device_memory:
-            found.append(f"a copy of {kernel.bytes / 2e6:.0f} MB, {kernel.name}")
-    if config.model.compute_dtype != "float32":
-        found += _wide_passes(instructions, {kernel.name: kernel for kernel in kernels})
-    return found
-
-
-def _wide_passes(instructions: list[hlo.Instruction], kernels: dict[str, Moved]) -> list[str]:
-    """Feature maps that a narrow network writes into its memory as float32."""
-    found = []
-    for one in instructions:
-        kernel = kernels.get(one.name)
-        if kernel is None or one.opcode != "fusion":
-            continue
-        wide = [x for x in one.results if x.kind == "f32" and len(x.shape) > 3]
-        size = sum(x.bytes for x in wide if x.in_device_memory)
-        if size > LARGE and any(word in OPERATIONS for word in re.findall(r"\w+", kernel.scope)):
-            found.append(f"{size / 1e6:.0f} MB of maps in float32, {kernel.name}: {kernel.scope}")
-    return found
 
 
 def _largest_batch(
@@ -424,15 +357,12 @@ def text_of(found: dict[str, Any]) -> str:
     ])  # fmt: skip
 
 
-def peak_operations(config: ConfigDict, device: Device) -> float:
-    """Operations per second of a device with the type and precision of a configuration."""
-    if config.model.compute_dtype != "float32":
-        return device.peak["bfloat16"]
-    return device.peak["float32" if config.model.precision == "highest" else "default"]
-
-
-def _as_data(one: Compiled, config: ConfigDict, device: Device) -> dict[str, Any]:
-    peak = peak_operations(config, device)
+def as_data(one: Compiled, config: ConfigDict, device: Device) -> dict[str, Any]:
+    """What one program would need, with its limits on a device and the ceiling that they make."""
+    peak = device.peak["bfloat16"]
+    if config.model.compute_dtype == "float32":
+        exact = config.model.precision == "highest"
+        peak = device.peak["float32" if exact else "default"]
     limits = one.limits(device, peak)
     slowest = max(limits, key=lambda name: limits[name])
     return dataclasses.asdict(one) | {

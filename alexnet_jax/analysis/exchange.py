@@ -85,7 +85,8 @@ def report(config: ConfigDict) -> str:
     shares = [("per step and device", "MB", "MB as compiled")]
     shares.append(("towers (this run)", f"{step / 1e6:,.1f}", f"{measured / 1e6:,.1f}"))
     for scheme in alternatives(config, max(devices, 2)):
-        sent = 4 * scheme.gradients + dtype.itemsize * scheme.activations
+        width = jnp.dtype(config.gradient_sum_dtype).itemsize
+        sent = width * scheme.gradients + dtype.itemsize * scheme.activations
         shares.append((scheme.name, f"{sent / 1e6:,.1f}", "-"))
     below = align(shares, right=(1, 2))
     below.insert(1, "-" * len(below[0]))

@@ -10,6 +10,10 @@ import dataclasses
 import re
 
 from alexnet_jax.parallel.hlo import Array, Instruction, Program
+from alexnet_jax.registry import OPERATIONS
+
+LARGE = 10e6
+"""Bytes from which a copy or a pass in float32 is named."""
 
 _NOTHING = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
@@ -142,3 +146,75 @@ def _sliced(inside: tuple[Instruction, ...]) -> dict[int, float]:
 
 def _size(arrays: tuple[Array, ...]) -> float:
     return sum(array.bytes for array in arrays if array.in_device_memory)
+
+
+def by_kind(kernels: list[Moved]) -> dict[str, float]:
+    """Bytes by kind of operation, largest first."""
+    sums: dict[str, float] = {}
+    for kernel in kernels:
+        kind = _kind(kernel)
+        sums[kind] = sums.get(kind, 0) + kernel.bytes
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+def _kind(kernel: Moved) -> str:
+    words = re.findall(r"\w+", kernel.scope)
+    opcode = kernel.opcode.rpartition("/")[2]
+    if opcode.startswith(_COLLECTIVES):
+        return "exchange"
+    for word in reversed(words):
+        if word in OPERATIONS:
+            return word
+    if opcode.startswith("copy"):
+        return "copies"
+    for word in reversed(words):
+        if re.fullmatch(r"(conv|fc|local)\d+", word):
+            return {"conv": "convolutions", "fc": "dense layers", "local": "local layers"}[
+                word.rstrip("0123456789")
+            ]
+    return "update and checks"
+
+
+def warnings(program: Program, kernels: list[Moved], compute_dtype: str) -> list[str]:
+    """What slows a step on a device, or makes it wait for the host."""
+    found = []
+    instructions = [one for many in program.computations.values() for one in many]
+    for opcode, why in (
+        ("conditional", "the host waits for the device to know which branch"),
+        ("infeed", "waits for data from the host"),
+        ("outfeed", "waits for the host"),
+        ("send", "waits for the host"),
+    ):
+        if count := sum(one.opcode == opcode for one in instructions):
+            found.append(f"{count} {opcode}: {why}")
+    calls = (one.attributes for one in instructions if one.opcode == "custom-call")
+    if any(re.search("callback|xla_ffi_python", attributes) for attributes in calls):
+        found.append("a callback into Python")
+    # Where a copy ends: one into other memory fetches what is needed next.
+    ends = {one.name: one.results[0] for one in instructions if one.results}
+    for kernel in kernels:
+        copies = kernel.opcode.rpartition("/")[2] in ("copy", "copy-start", "transpose")
+        inside = re.search(r"conv\d|local\d", kernel.scope)
+        large = kernel.bytes / 2 > LARGE
+        if copies and large and not inside and ends[kernel.name].in_device_memory:
+            found.append(f"a copy of {kernel.bytes / 2e6:.0f} MB, {kernel.name}")
+    if compute_dtype != "float32":
+        found += _wide_passes(instructions, {kernel.name: kernel for kernel in kernels})
+    return found
+
+
+def _wide_passes(instructions: list[Instruction], kernels: dict[str, Moved]) -> list[str]:
+    """Feature maps that a narrow network writes into its memory as float32."""
+    found = []
+    for one in instructions:
+        kernel = kernels.get(one.name)
+        if kernel is None or one.opcode != "fusion":
+            continue
+        wide = [x for x in one.results if x.kind == "f32" and len(x.shape) > 3]
+        size = sum(x.bytes for x in wide if x.in_device_memory)
+        if size > LARGE and any(word in OPERATIONS for word in re.findall(r"\w+", kernel.scope)):
+            found.append(f"{size / 1e6:.0f} MB of maps in float32, {kernel.name}: {kernel.scope}")
+    return found

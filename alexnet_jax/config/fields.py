@@ -192,6 +192,12 @@ FIELDS: dict[str, Field] = {
         1, "Parts in which each device works through its share of a batch, to save memory.",
         low=1, resume="free",
     ),
+    "gradient_sum_dtype": Field(
+        "float32",
+        "Type in which data-parallel groups send their gradients to be summed. bfloat16 is half as "
+        "many bytes, rounded; without such groups (vmap, pmap) nothing is sent.",
+        choices=("float32", "bfloat16"), since="0.2.0",
+    ),
     "num_epochs": Field(
         90.0, "Length of the run in passes over the training images.",
         low=0, high=10**6, resume="onward",

@@ -101,7 +101,8 @@ def points(config: ConfigDict, data_parallel: int) -> list[Point]:
         found.append(Point(CHECK, "step", "all-reduce", flags, 0))
     if data_parallel > 1:
         ring = ring_all_reduce(trained_parameters(config), data_parallel)
-        found.append(Point(GRADIENTS, parallel.DATA, "all-reduce", 0, ring))
+        width = jnp.dtype(config.gradient_sum_dtype).itemsize
+        found.append(Point(GRADIENTS, parallel.DATA, "all-reduce", 0, ring, width, width))
     return found
 
 

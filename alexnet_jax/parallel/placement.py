@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
@@ -79,9 +80,19 @@ class Placement:
         where = self.name + (grid if self.name == "mesh" else "")
         return f"{where}, {devices.size} {kind} device{'s' if devices.size > 1 else ''}"
 
-    def sum_over_data(self, tree: Any) -> Any:
-        """Inside a mapped function: the sum of every leaf over the parts of the batch."""
-        return lax.psum(tree, DATA) if self.name == "mesh" else tree
+    def sum_over_data(self, tree: Any, sent_as: jnp.dtype | None = None) -> Any:
+        """Inside a mapped function: the sum of every leaf over the parts of the batch.
+
+        Args:
+          tree: arrays.
+          sent_as: the type in which devices exchange them; None for their own.
+        """
+        if self.name != "mesh":
+            return tree
+        if sent_as is None:
+            return lax.psum(tree, DATA)
+        total = lax.psum(jax.tree.map(lambda x: x.astype(sent_as), tree), DATA)
+        return jax.tree.map(lambda x, y: y.astype(x.dtype), tree, total)
 
     def join_over_data(self, x: jax.Array) -> jax.Array:
         """Inside a mapped function: the examples of all parts of the batch, in their order."""

@@ -40,6 +40,9 @@ def make_train_step(
     computed: the update rule sees zeros for them, and their parameters stay as they are.
     """
     noisy_steps = config.data.colour.until_epoch * steps_per_epoch or math.inf
+    # Gradients have the type of the parameters, which is sent as it is unless a narrower one is
+    # asked for.
+    sent_as = jnp.bfloat16 if config.gradient_sum_dtype == "bfloat16" else None
 
     def one_pass(state: TrainState, batch: dict) -> tuple[dict, dict, dict]:
         """Gradients and sums of metrics over this share of the batch, and the new statistics."""
@@ -101,7 +104,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         trained, frozen = split_frozen(state.params)
         gradients, sums, statistics = accumulated(state, batch)
-        gradients, sums = placement.sum_over_data((gradients, sums))
+        gradients = placement.sum_over_data(gradients, sent_as)
+        sums = placement.sum_over_data(sums)
         gradients = gradients | jax.tree.map(jnp.zeros_like, frozen)
         wrong = not_finite(gradients, sums["loss"])
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from alexnet_jax.analysis import compile as ahead
-from alexnet_jax.analysis import targets
-from alexnet_jax.analysis.traffic import Moved
+from alexnet_jax.analysis import targets, traffic
+from alexnet_jax.analysis.traffic import Moved, moved
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import presets, table
 from alexnet_jax.errors import UsageError
-from alexnet_jax.parallel import exchange, hlo
+from alexnet_jax.parallel import hlo
 from alexnet_jax.parallel.placement import arrange
 from tests.support import tiny_config
 
@@ -94,7 +94,7 @@ def test_ceilings_are_peaks_and_the_slowest_counts():
     )
     config = presets.get("paper")
     config.model.compute_dtype = "bfloat16"
-    data = ahead._as_data(PROGRAM, config, device)
+    data = ahead.as_data(PROGRAM, config, device)
     assert data["peak"] == 600 and data["fits"]
     # 8e12 operations at 197e12 a second take 0.04 s, less than 3 GB over a link of 50 GB/s.
     assert data["limited_by"] == "exchange"
@@ -105,7 +105,7 @@ def test_ceilings_are_peaks_and_the_slowest_counts():
     peaks = {}
     for precision in ("default", "highest"):
         config.model.precision = precision
-        peaks[precision] = ahead._as_data(PROGRAM, config, device)["peak_operations"]
+        peaks[precision] = ahead.as_data(PROGRAM, config, device)["peak_operations"]
     assert peaks["highest"] == pytest.approx(peaks["default"] / 6)
 
 
@@ -115,7 +115,7 @@ def test_the_text_says_what_was_counted_and_that_nothing_ran():
     found = {
         "target": "v5e:2x2", "device": "TPU v5e", "devices": 4, "placement": "mesh 2 x 2",
         "jax": "0.10.1", "compute_dtype": "bfloat16", "memory": 16 * 2**30, "largest_batch": 71_234,
-        "programs": [ahead._as_data(PROGRAM, config, targets.DEVICES["v5e"])],
+        "programs": [ahead.as_data(PROGRAM, config, targets.DEVICES["v5e"])],
     }  # fmt: skip
     text = ahead.text_of(found)
     words = " ".join(text.split())
@@ -137,7 +137,7 @@ def test_kernels_are_counted_by_what_they_do():
         Moved("fusion", "f", 32.0, "jit(step)/mul"),
         Moved("fusion", "g", 64.0, "jit(step)/transpose(jvp(Tower))/conv5/max_pool/select"),
     ]
-    assert ahead._by_kind(kernels) == {
+    assert traffic.by_kind(kernels) == {
         "max_pool": 64.0, "update and checks": 32.0, "copies": 16.0, "exchange": 8.0,
         "dense layers": 4.0, "convolutions": 2.0, "lrn": 1.0,
     }  # fmt: skip
@@ -174,38 +174,37 @@ def test_a_compiled_step_is_counted_wherever_it_runs():
     placement = arrange(config, jax.devices())
     sizes = {"argument": 700, "output": 500, "alias": 400, "temp": 30}
     memory = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
-    program = types.SimpleNamespace(as_text=lambda: SUSPECT, memory_analysis=lambda: memory)
-    found = ahead.count_training(config, placement, program)
+    compiled = types.SimpleNamespace(as_text=lambda: SUSPECT, memory_analysis=lambda: memory)
+    program = ahead.Program("training", config.batch_size, None, {"fc6": 8.0}, 3)
+    found = ahead.count(program, compiled, config, placement)
     assert (found.arguments, found.scratch, found.peak) == (800, 30, 830)
-    assert found.bytes == sum(kernel.bytes for kernel in ahead.moved(hlo.parse(SUSPECT)))
-    # Of the program nothing is sent, by arithmetic what the towers exchange in a step.
-    images = config.batch_size
-    points = {p.name: p.bytes for p in exchange.points(config, 1) if p.axis == "tower"}
-    assert found.exchanged == {}
-    assert {name: found.expected[name] for name in points} == {
-        name: size * images for name, size in points.items()
-    }
+    assert found.bytes == sum(kernel.bytes for kernel in moved(hlo.parse(SUSPECT)))
+    assert (found.exchanged, found.expected) == ({}, {"fc6": 8.0})
     rows = table.count(config.model, config.data.crop_size)
     # Three passes, but for the gradient of the images; half of it on each device.
-    assert found.operations == (3 * sum(row.macs for row in rows) - rows[0].macs) * images
+    assert found.operations == (3 * sum(row.macs for row in rows) - rows[0].macs) * 32
 
 
 def test_what_would_slow_a_step_is_named():
-    config = presets.get("paper")
     program = hlo.parse(SUSPECT)
-    kernels = ahead.moved(program)
-    config.model.compute_dtype = "bfloat16"
-    lines = ahead._warnings(SUSPECT, program, kernels, config)
+    kernels = traffic.moved(program)
+    lines = traffic.warnings(program, kernels, "bfloat16")
     assert [line.partition(":")[0] for line in lines] == [
         "1 conditional",
         "a copy of 34 MB, turned",
         "37 MB of maps in float32, maps",
     ]
-    config.model.compute_dtype = "float32"
-    assert len(ahead._warnings(SUSPECT, program, kernels, config)) == 2
-    with_callback = SUSPECT.replace("calls=%inner", 'custom_call_target="xla_ffi_python_cpu"')
-    lines = ahead._warnings(with_callback, hlo.parse(with_callback), [], config)
-    assert lines[1:] == ["a callback into Python"]
+    assert len(traffic.warnings(program, kernels, "float32")) == 2
+    for called in ("xla_ffi_python_cpu_callback", "xla_python_gpu_callback"):
+        text = SUSPECT.replace(
+            "fusion(%x), calls=%inner", f'custom-call(%x), custom_call_target="{called}"'
+        )
+        lines = traffic.warnings(hlo.parse(text), [], "float32")
+        assert lines[1:] == ["a callback into Python"]
+    other = SUSPECT.replace(
+        "fusion(%x), calls=%inner", 'custom-call(%x), custom_call_target="__cudnn"'
+    )
+    assert len(traffic.warnings(hlo.parse(other), [], "float32")) == 1
 
 
 def test_the_largest_batch_lies_on_a_line_through_two_peaks(monkeypatch):

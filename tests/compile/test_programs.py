@@ -10,6 +10,7 @@ import pytest
 from alexnet_jax.analysis import compile as ahead
 from alexnet_jax.analysis.targets import target
 from alexnet_jax.config import presets
+from alexnet_jax.parallel import hlo
 from alexnet_jax.parallel.placement import arrange
 
 pytestmark = [
@@ -67,6 +68,27 @@ def test_a_step_exchanges_what_the_arithmetic_says(name, preset, dtype):
     for point, bytes_ in step.expected.items():
         more = metrics if point == "gradients" else 0
         assert step.exchanged[point] == pytest.approx(bytes_ + more, abs=4), point
+
+
+# XLA sums the gradients of fc7 meanwhile in float32, and those of fc6 in bfloat16; the sum of the
+# other one follows the last convolution.
+@pytest.mark.parametrize("dtype,weights", [("float32", 4096 * 2048), ("bfloat16", 9216 * 2048)])
+def test_gpus_sum_large_gradients_while_convolutions_are_differentiated(dtype, weights):
+    aim = target("h100:8")
+    config = run("source", "bfloat16", 512)
+    config.gradient_sum_dtype = dtype
+    placement = arrange(config, ahead.devices_of(aim))
+    text = ahead.optimize(ahead.lower_training(config, placement), placement, aim).as_text()
+    program = hlo.parse(text)
+    order = program.computations[program.entry]
+    begin = next(
+        i for i, one in enumerate(order)
+        if one.opcode == "all-reduce-start" and one.results[0].elements == weights
+    )  # fmt: skip
+    assert order[begin].results[0].width == {"float32": 4, "bfloat16": 2}[dtype]
+    end = next(i for i, one in enumerate(order) if one.operands == (order[begin].name,))
+    meanwhile = [one.scope for one in order[begin:end] if one.opcode == "custom-call"]
+    assert sum("transpose" in scope and "/conv" in scope for scope in meanwhile) >= 3
 
 
 @pytest.mark.parametrize("name,preset", [("h100:2", "source"), ("rtx4090:1", "paper")])

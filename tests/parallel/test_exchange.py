@@ -6,7 +6,7 @@ import re
 import pytest
 
 from alexnet_jax import parallel
-from alexnet_jax.analysis.exchange import compile_step
+from alexnet_jax.analysis.exchange import compile_step, lower_step
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import presets
 from alexnet_jax.parallel import exchange
@@ -65,6 +65,20 @@ def test_bytes_in_the_compiled_step_equal_the_formula(preset, kind, data, row_sp
     assert {point.name: point.elements for point in points} == expected
     # Devices talk in pairs, but for the sum over all pairs.
     assert {one.devices for one in found} == ({2, data} if data > 1 else {2})
+
+
+def test_gradients_may_be_sent_in_half_the_bytes():
+    config = presets.get("article")
+    config.batch_size, config.gradient_sum_dtype = 4, "bfloat16"
+    placement = placement_of("mesh", 2)
+    (expected,) = [x for x in exchange.points(config, 2) if x.name == exchange.GRADIENTS]
+    # Before XLA changes it: between CPU devices it sends bfloat16 as float32.
+    program = lower_step(config, placement).as_text("hlo", debug_info=True)
+    found = exchange.by_point(exchange.collectives(program, 4), [x.name for x in exchange.points(
+        config, 2)])  # fmt: skip
+    # Each device's part of one ring, and the three sums of the metrics in float32.
+    assert expected.bytes == pytest.approx(2 * HALF, abs=2)
+    assert found["gradients"][1] == expected.bytes + 4 * 3
 
 
 def test_one_device_sends_nothing():

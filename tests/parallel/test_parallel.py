@@ -58,6 +58,30 @@ def test_each_device_gets_its_tower_and_its_part_of_the_batch(name):
             np.testing.assert_array_equal(shard.data, expected)
 
 
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_a_sum_over_the_parts_of_a_batch_may_be_sent_in_a_narrower_type(name):
+    placement = placement_of(*PLACEMENTS[name])
+    parts = placement.data_parallel
+    rows = np.random.default_rng(5).normal(size=(parts, 999)).astype(np.float32)
+
+    def fn(tower, rows):
+        del tower
+        return placement.sum_over_data(rows[0], jnp.bfloat16), placement.sum_over_data(rows[0])
+
+    run = placement.spread(fn, ("tower", "batch"), ("same", "same"))
+    placed = placement.put_towers(np.zeros(2)), placement.put_batch(rows)
+    narrow, exact = parallel.to_host(run(*placed))
+    assert narrow.dtype == exact.dtype == np.float32
+    np.testing.assert_allclose(exact, rows.sum(0), rtol=1e-5, atol=1e-6)
+    if parts == 1 and placement.name != "mesh":
+        np.testing.assert_array_equal(narrow, exact)  # nothing is sent
+        return
+    assert not np.array_equal(narrow, exact)
+    np.testing.assert_array_equal(narrow, narrow.astype(jnp.bfloat16))
+    # A rounding of each part, and of each addition: 8 bits.
+    assert np.all(np.abs(narrow - exact) <= 2.0**-8 * parts * np.abs(rows).sum(0))
+
+
 def noisy_config():
     """Digits with crops, flips, PCA noise and dropout: every source of chance is on."""
     config = tiny_config()

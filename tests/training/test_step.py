@@ -110,6 +110,22 @@ def gradients_of_one_column(config, net, params, batch):
     return jax.tree.map(np.array, jax.jit(jax.value_and_grad(loss_fn))(merged))
 
 
+def test_gradients_sent_in_bfloat16_are_rounded_and_the_metrics_are_not():
+    batch, ends = noise_batch(32, BATCH), {}
+    for dtype in ("float32", "bfloat16"):
+        config = configured(PLAIN_UPDATE | {
+            "gradient_sum_dtype": dtype, "model.compute_dtype": "float32"
+        })  # fmt: skip
+        step = Step(config, placement_of(*PLACEMENTS["mesh 4 x 2"]))
+        params = jax.tree.map(np.float32, random_params(step.net, 32))
+        after, metrics = step(step.start(params), batch)
+        ends[dtype] = metrics["loss"], jax.tree.map(np.subtract, params, after.params)
+    assert ends["float32"][0] == ends["bfloat16"][0]
+    for exact, rounded in zip(*(jax.tree.leaves(x) for _, x in ends.values()), strict=True):
+        error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+        assert 1e-5 < error < 2.0**-6
+
+
 # ------------------------------------------------------------------ metrics
 
 
