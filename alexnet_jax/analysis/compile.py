@@ -252,7 +252,23 @@ def measure(
     one: Program, config: ConfigDict, placement: parallel.Placement, target: Target
 ) -> Compiled:
     """Compiles a program and counts what is in it; see `optimize`."""
-    compiled = optimize(one, placement, target)
+    return count(one, optimize(one, placement, target), config, placement)
+
+
+def count(
+    one: Program,
+    compiled: jax.stages.Compiled,
+    config: ConfigDict,
+    placement: parallel.Placement,
+) -> Compiled:
+    """Counts what is in a compiled program, be it for devices elsewhere or one that runs here.
+
+    Args:
+      one: the program before.
+      compiled: the program that XLA made of it.
+      config: of the run.
+      placement: of the run.
+    """
     text = compiled.as_text() or ""
     memory: Any = compiled.memory_analysis()
     parsed = hlo.parse(text)

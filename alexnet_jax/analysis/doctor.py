@@ -113,7 +113,17 @@ def devices() -> list[Finding]:
         Finding("devices", text, advice),
         Finding("placement", f"auto is {placement}"),
         _precision(found[0].platform, default_precision, config.model.precision),
+        *_first_hour(found[0].platform),
     ]
+
+
+def _first_hour(platform: str) -> list[Finding]:
+    """What to run once on a machine with an accelerator."""
+    if platform == "cpu":
+        return []
+    clone = "" if _CLONE else ", in a clone of the project,"
+    text = f"python -m benchmarks.device{clone} checks and times these devices in ten minutes"
+    return [Finding("first hour", text)]
 
 
 def _precision(platform: str, default: str | None, chosen: str) -> Finding:

@@ -5,9 +5,10 @@ dense matrix products with sums in float32. `float32` is that of products of flo
 `default` that of how JAX multiplies float32 there unless it is told otherwise: in TF32 on these
 GPUs, in one pass of bfloat16 on a TPU, whose products of float32 take six such passes.
 
-Sources: NVIDIA H100 datasheet (SXM) and A100 datasheet (80 GB SXM), NVIDIA Ada GPU architecture
-whitepaper, appendix A; https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Links are in
-one direction, those of a TPU one of its links (between neighbours); an RTX 4090 has PCIe 4.0 x16.
+Sources: NVIDIA H100 and H200 datasheets (SXM; an H200 computes as an H100 does) and A100 datasheet
+(80 GB SXM), NVIDIA Ada GPU architecture whitepaper, appendix A;
+https://docs.cloud.google.com/tpu/docs/v5e, v5p and v6e. Links are in one direction, those of a
+TPU one of its links (between neighbours); an RTX 4090 has PCIe 4.0 x16.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ class Device:
     """One kind of device.
 
     Attributes:
-      title: its full name.
+      title: its full name; that of a GPU is what JAX calls it (`device_kind`).
       platform: `cuda` or `tpu`.
       memory: bytes of its main memory.
       bandwidth: bytes per second of that memory.
@@ -30,6 +31,7 @@ class Device:
       link: bytes per second to another device, in one direction.
       chip: what XLA must know of a GPU, as fields of its `GpuDeviceInfoProto`.
       capability: the compute capability of a GPU.
+      kinds: other names by which JAX calls it.
     """
 
     title: str
@@ -40,6 +42,7 @@ class Device:
     link: float
     chip: dict[str, float] = dataclasses.field(default_factory=dict[str, float])
     capability: tuple[int, int] = (0, 0)
+    kinds: tuple[str, ...] = ()
 
 
 def _gpu(
@@ -65,17 +68,19 @@ def _gpu(
     }
 
 
-def _tpu(title: str, gib: int, bandwidth: float, peak: float, link: float) -> Device:
+def _tpu(title: str, gib: int, bandwidth: float, peak: float, link: float, *kinds: str) -> Device:
     peaks = {"bfloat16": peak, "float32": peak / 6, "default": peak}
-    return Device(title, "tpu", gib * 2**30, bandwidth, peaks, link)
+    return Device(title, "tpu", gib * 2**30, bandwidth, peaks, link, kinds=kinds)
 
+
+_HOPPER = (
+    {"bfloat16": 989.4e12, "float32": 66.9e12, "default": 494.7e12}, 450e9,
+    _gpu(132, 128, 1.98, 52428800, 232448, 233472), (9, 0),
+)  # fmt: skip
 
 DEVICES = {
-    "h100": Device(
-        "NVIDIA H100 80GB HBM3", "cuda", 84978434048, 3352e9,
-        {"bfloat16": 989.4e12, "float32": 66.9e12, "default": 494.7e12}, 450e9,
-        _gpu(132, 128, 1.98, 52428800, 232448, 233472), (9, 0),
-    ),
+    "h100": Device("NVIDIA H100 80GB HBM3", "cuda", 84978434048, 3352e9, *_HOPPER),
+    "h200": Device("NVIDIA H200", "cuda", 141 * 10**9, 4800e9, *_HOPPER),
     "a100": Device(
         "NVIDIA A100-SXM4-80GB", "cuda", 85049802752, 2039e9,
         {"bfloat16": 312e12, "float32": 19.5e12, "default": 156e12}, 300e9,
@@ -86,11 +91,20 @@ DEVICES = {
         {"bfloat16": 165.2e12, "float32": 82.6e12, "default": 82.6e12}, 32e9,
         _gpu(128, 128, 2.52, 75497472, 101376, 102400, 1536), (8, 9),
     ),
-    "v4": _tpu("TPU v4", 32, 1200e9, 275e12, 50e9),
-    "v5e": _tpu("TPU v5e", 16, 819e9, 197e12, 50e9),
-    "v5p": _tpu("TPU v5p", 95, 2765e9, 459e12, 100e9),
-    "v6e": _tpu("TPU v6e", 32, 1638e9, 918e12, 100e9),
+    "v5e": _tpu("TPU v5e", 16, 819e9, 197e12, 50e9, "TPU v5 lite"),
+    "v5p": _tpu("TPU v5p", 95, 2765e9, 459e12, 100e9, "TPU v5"),
+    "v6e": _tpu("TPU v6e", 32, 1638e9, 918e12, 100e9, "TPU v6 lite"),
 }  # fmt: skip
+
+
+def known(kind: str) -> Device | None:
+    """The device that JAX calls `kind` (`jax.Device.device_kind`).
+
+    None if the table does not have exactly that one: an H100 with PCIe has other peaks than one
+    with SXM, and of a CPU no peaks are known.
+    """
+    named = (d for d in DEVICES.values() if kind in (d.title, *d.kinds))
+    return next(named, None)
 
 
 @dataclasses.dataclass(frozen=True)

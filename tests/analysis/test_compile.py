@@ -2,22 +2,26 @@
 
 import json
 import re
+import types
 
+import jax
 import pytest
 
 from alexnet_jax.analysis import compile as ahead
 from alexnet_jax.analysis import targets, traffic
-from alexnet_jax.analysis.traffic import Moved
+from alexnet_jax.analysis.traffic import Moved, moved
 from alexnet_jax.cli.main import main
-from alexnet_jax.config import presets
+from alexnet_jax.config import presets, table
 from alexnet_jax.errors import UsageError
 from alexnet_jax.parallel import hlo
+from alexnet_jax.parallel.placement import arrange
+from tests.support import tiny_config
 
 
 @pytest.mark.parametrize(
     "name,says",
     [
-        ("h200:2", "no such device; use one of h100, a100"),
+        ("b200:2", "no such device; use one of h100, h200, a100"),
         ("h100", "say how many, such as h100:2"),
         ("h100:0", "say how many"),
         ("rtx4090:2x2", "say how many, such as rtx4090:2"),
@@ -49,6 +53,28 @@ def test_without_the_compilers_one_line_says_what_to_install(name, extra, monkey
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1
     assert f"pip install 'alexnet-jax[{extra}]'" in err and "0.7 GB" in err
+
+
+@pytest.mark.parametrize(
+    "kind,name",
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v5p", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        # Others of the same name have other peaks.
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA A100-SXM4-40GB", None),
+        ("cpu", None),
+        ("", None),
+    ],
+)
+def test_a_device_at_hand_is_found_by_what_jax_calls_it(kind, name):
+    assert targets.known(kind) is (targets.DEVICES[name] if name else None)
 
 
 PROGRAM = ahead.Compiled(
@@ -138,6 +164,23 @@ ENTRY %main (x: bf16[64,55,55,48], y: f32[8], w: f32[4096,2048], z: pred[]) -> f
   ROOT %r = f32[8]{0} conditional(%z, %y, %y), branch_computations={%branch, %branch}
 }
 """
+
+
+def test_a_compiled_step_is_counted_wherever_it_runs():
+    config = tiny_config()
+    config.placement = "pmap"
+    placement = arrange(config, jax.devices())
+    sizes = {"argument": 700, "output": 500, "alias": 400, "temp": 30}
+    memory = types.SimpleNamespace(**{f"{k}_size_in_bytes": v for k, v in sizes.items()})
+    compiled = types.SimpleNamespace(as_text=lambda: SUSPECT, memory_analysis=lambda: memory)
+    program = ahead.Program("training", config.batch_size, None, {"fc6": 8.0}, 3)
+    found = ahead.count(program, compiled, config, placement)
+    assert (found.arguments, found.scratch, found.peak) == (800, 30, 830)
+    assert found.bytes == sum(kernel.bytes for kernel in moved(hlo.parse(SUSPECT)))
+    assert (found.exchanged, found.expected) == ({}, {"fc6": 8.0})
+    rows = table.count(config.model, config.data.crop_size)
+    # Three passes, but for the gradient of the images; half of it on each device.
+    assert found.operations == (3 * sum(row.macs for row in rows) - rows[0].macs) * 32
 
 
 def test_what_would_slow_a_step_is_named():

@@ -1,6 +1,7 @@
 """What is missing is named, with what to do about it."""
 
 import runpy
+import types
 from importlib import metadata
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def test_jax_that_does_not_start_is_needed(monkeypatch, capsys):
     assert found.needed and found.text == "JAX does not start: Unable to initialize backend"
     assert main(["doctor"]) == 2
     assert "MISSING devices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_where_there_is_an_accelerator_the_first_hour_is_named(monkeypatch, platform):
+    device = types.SimpleNamespace(platform=platform, device_kind="some device")
+    monkeypatch.setattr("jax.devices", lambda: [device])
+    placement = types.SimpleNamespace(describe=lambda: "vmap, 1 device")
+    monkeypatch.setattr("alexnet_jax.parallel.place", lambda config: placement)
+    lines = doctor.table(doctor.devices())
+    assert ("python -m benchmarks.device" in lines) == (platform != "cpu")
+    assert "MISSING" not in lines and f"1 {platform} (some device)" in lines
 
 
 def test_without_a_needed_package_jax_is_not_even_imported(monkeypatch):
