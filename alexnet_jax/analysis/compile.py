@@ -365,10 +365,7 @@ def text_of(found: dict[str, Any]) -> str:
 
 def as_data(one: Compiled, config: ConfigDict, device: Device) -> dict[str, Any]:
     """What one program would need, with its limits on a device and the ceiling that they make."""
-    peak = device.peak["bfloat16"]
-    if config.model.compute_dtype == "float32":
-        exact = config.model.precision == "highest"
-        peak = device.peak["float32" if exact else "default"]
+    peak = device.peak_of(config.model.compute_dtype, config.model.precision)
     limits = one.limits(device, peak)
     slowest = max(limits, key=lambda name: limits[name])
     return dataclasses.asdict(one) | {

@@ -44,6 +44,14 @@ class Device:
     capability: tuple[int, int] = (0, 0)
     kinds: tuple[str, ...] = ()
 
+    def peak_of(self, compute_dtype: str, precision: str) -> float:
+        """Operations per second of a network in `compute_dtype`, float32 at this `precision`."""
+        if compute_dtype != "float32":
+            return self.peak["bfloat16"]
+        if precision == "high" and self.platform == "tpu":  # three passes of bfloat16
+            return self.peak["bfloat16"] / 3
+        return self.peak["float32" if precision == "highest" else "default"]
+
 
 def _gpu(
     cores: int, fpus: int, clock: float, cache: int, block: int, shared: int, threads: int = 2048

@@ -101,10 +101,14 @@ def test_ceilings_are_peaks_and_the_slowest_counts():
     # Of float32 the precision decides.
     config.model.compute_dtype = "float32"
     peaks = {}
-    for precision in ("default", "highest"):
+    for precision in ("default", "high", "highest"):
         config.model.precision = precision
         peaks[precision] = ahead.as_data(PROGRAM, config, device)["peak_operations"]
+    # One, three and six passes of bfloat16 on a TPU.
+    assert peaks["high"] == pytest.approx(peaks["default"] / 3)
     assert peaks["highest"] == pytest.approx(peaks["default"] / 6)
+    pair = targets.target("h100:2").device
+    assert pair.peak_of("float32", "high") == pair.peak_of("float32", "default") == 494.7e12
 
 
 def test_the_text_says_what_was_counted_and_that_nothing_ran():
