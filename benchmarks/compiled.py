@@ -83,6 +83,13 @@ def compile_missing(rows: list[Row], target_name: str, dtype: str) -> Iterator[R
             yield row
 
 
+def write(path: Path, rows: list[Row]) -> None:
+    """Writes rows, one per line, in the order of the tables."""
+    order = {name: place for place, name in enumerate((*TARGETS, *DTYPES, *networks(), *KINDS))}
+    rows = sorted(rows, key=lambda row: [order.get(part, -1) for part in key(row)])
+    paths.write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
 def page(rows: list[Row]) -> str:
     """The tables in Markdown."""
     versions = ", ".join(sorted({row["jax"] for row in rows}))
@@ -178,13 +185,12 @@ def main() -> None:
     if args.targets:
         rows = [row for row in rows if row["jax"] == jax.__version__]
     args.out.mkdir(parents=True, exist_ok=True)
-    order = {name: place for place, name in enumerate((*TARGETS, *DTYPES, *networks(), *KINDS))}
     for name in filter(None, args.targets.split(",")):
         for dtype in args.dtypes.split(","):
             began = time.perf_counter()
             for row in compile_missing(rows, name, dtype):
-                rows = sorted([*rows, row], key=lambda x: [order.get(part, -1) for part in key(x)])
-                paths.write(path, json.dumps(rows, indent=1) + "\n")
+                rows = [*rows, row]
+                write(path, rows)
                 seconds, began = time.perf_counter() - began, time.perf_counter()
                 print(
                     f"{' '.join(key(row))}: {row['bytes'] / 1e9:.2f} GB, {seconds:.0f} s",

@@ -193,13 +193,16 @@ def warnings(program: Program, kernels: list[Moved], compute_dtype: str) -> list
     calls = (one.attributes for one in instructions if one.opcode == "custom-call")
     if any(re.search("callback|xla_ffi_python", attributes) for attributes in calls):
         found.append("a callback into Python")
-    # Where a copy ends: one into other memory fetches what is needed next.
+    # A copy from or to other memory, such as a TPU's VMEM, is how an array is fetched or stored.
     ends = {one.name: one.results[0] for one in instructions if one.results}
+    begins = {one.name: ends.get(one.operands[0]) for one in instructions if one.operands}
     for kernel in kernels:
         copies = kernel.opcode.rpartition("/")[2] in ("copy", "copy-start", "transpose")
         inside = re.search(r"conv\d|local\d", kernel.scope)
         large = kernel.bytes / 2 > LARGE
-        if copies and large and not inside and ends[kernel.name].in_device_memory:
+        arrays = begins.get(kernel.name), ends[kernel.name]
+        within = all(array is None or array.in_device_memory for array in arrays)
+        if copies and large and not inside and within:
             found.append(f"a copy of {kernel.bytes / 2e6:.0f} MB, {kernel.name}")
     if compute_dtype != "float32":
         found += _wide_passes(instructions, {kernel.name: kernel for kernel in kernels})

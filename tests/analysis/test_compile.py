@@ -165,6 +165,8 @@ ENTRY %main (x: bf16[64,55,55,48], y: f32[8], w: f32[4096,2048], z: pred[]) -> f
   %turned = f32[4096,2048]{0,1} copy(%w)
   %of_conv = bf16[64,55,55,48]{0,1,2,3} copy(%x), metadata={op_name="f/conv1/conv"}
   %fetch = (f32[4096,2048]{1,0:S(1)}, f32[4096,2048]{1,0}, u32[]) copy-start(%w)
+  %near = f32[4096,2048]{1,0:S(1)} copy-done(%fetch)
+  %store = (f32[4096,2048]{1,0}, f32[4096,2048]{1,0:S(1)}, u32[]) copy-start(%near)
   ROOT %r = f32[8]{0} conditional(%z, %y, %y), branch_computations={%branch, %branch}
 }
 """
