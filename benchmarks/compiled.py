@@ -15,6 +15,7 @@ before XLA has changed them are compiled once. Writes compiled.json and compiled
 import argparse
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,25 +119,36 @@ def page(rows: list[Row]) -> str:
 def _summary(rows: list[Row]) -> list[str]:
     total = len(TARGETS) * len(DTYPES) * len(networks()) * len(KINDS)
     training = [row for row in rows if row["kind"] == "training"]
-    unequal = [
-        " ".join(key(row)[:3]) for row in training
-        if any(abs(row["exchanged"].get(point, 0) - size) > 24
-               for point, size in row["expected"].items())
-    ]  # fmt: skip
-    warned = [f"{' '.join(key(row))}: {text}" for row in rows for text in row["warnings"]]
+    unequal = [row for row in training if _differs(row)]
+    warned: dict[str, list[str]] = {}
+    for row in rows:
+        # Without sizes and the names that XLA gives.
+        texts = {re.sub(r"^\d+ MB of|, [\w.-]+(: .*)?$", "", text) for text in row["warnings"]}
+        for text in sorted(texts):
+            warned.setdefault(text.strip(), []).append(" ".join(key(row)))
     most = max(row["peak"] for row in rows)
     return [
         f"- Programs: {len(rows)} of {total} compile"
         + ("." if len(rows) == total else "; the others have not been tried yet."),
         f"- Memory: {most / 1e9:.2f} GB at most.",
-        f"- Training steps that exchange what the arithmetic says, at every point: "
-        f"{len(training) - len(unequal)} of {len(training)}."
-        + "".join(f"\n  - not: {name}" for name in unequal),
-        f"- Warnings (a wait for the host, a copy over 10 MB outside the convolutions, a callback, "
-        f"maps in float32 in a bfloat16 network): {len(warned)}."
-        + "".join(f"\n  - {text}" for text in warned),
+        "- Training steps that exchange what the arithmetic says, at every point: "
+        f"{len(training) - len(unequal)} of {len(training)}.",
+        *(f"  - not: {' '.join(key(row)[:3])} ({_differs(row)})" for row in unequal),
+        "- Warnings (a wait for the host, a copy over 10 MB outside the convolutions, a callback, "
+        f"maps in float32 in a bfloat16 network): {sum(map(len, warned.values()))}.",
+        *(f"  - {text}: {', '.join(names)}" for text, names in warned.items()),
         "",
-    ]  # fmt: skip
+    ]
+
+
+def _differs(row: Row) -> str:
+    """The points at which a step exchanges other amounts than by arithmetic, in words."""
+    # The gradients are summed with three metrics: 24 bytes in a large ring.
+    return ", ".join(
+        f"{point}: {row['exchanged'].get(point, 0) / 1e6:.2f} MB instead of {size / 1e6:.2f}"
+        for point, size in row["expected"].items()
+        if abs(row["exchanged"].get(point, 0) - size) > 24
+    )
 
 
 def _table(name: str, dtype: str, rows: dict[tuple[str, str], Row]) -> list[str]:
