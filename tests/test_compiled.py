@@ -14,8 +14,8 @@ from benchmarks import compiled
 RESULTS = Path(compiled.__file__).parent / "results"
 ROWS = {compiled.key(row): row for row in json.loads((RESULTS / "compiled.json").read_text())}
 TRAINING = {key[:3]: row for key, row in ROWS.items() if key[3] == "training"}
-# Of this network, XLA sums all of conv4's gradients over the towers on a TPU, with some padding, and
-# then takes a part: twice the exchange of a reduce-scatter, whose scope it does not keep.
+# Of this network, XLA sums all of conv4's gradients over the towers on a TPU, with some padding,
+# and then takes a part: twice the exchange of a reduce-scatter, whose scope it does not keep.
 ALL_REDUCED = ("v5e:2x2", "bfloat16", "132")
 
 

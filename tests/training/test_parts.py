@@ -1,7 +1,14 @@
 """Each part that acts on a run, alone: a run of plain values, and the events that come of it."""
 
+import contextlib
 import dataclasses
+import fcntl
 import json
+import os
+import pty
+import re
+import struct
+import termios
 import threading
 import time
 import types
@@ -334,15 +341,69 @@ def test_where_there_is_no_terminal_an_event_is_a_line(monkeypatch, capsys):
         )
 
 
-@pytest.mark.parametrize("steps,left", [(96, "0:19"), (964, "3:12"), (46, "0:09")])
+@pytest.mark.parametrize(
+    "steps,left", [(96, "0:19"), (964, "3:12"), (46, "0:09"), (20_964, "1:09:52")]
+)
 def test_what_is_left_is_shown_in_minutes_and_seconds(capsys, steps, left):
     part = Terminal()
     run = a_run(part, batch_size=2)
     run.placement = types.SimpleNamespace(describe=str)
-    run.num_steps, run.step = 4 + steps, 4
+    run.num_steps, run.step = 4 + steps, 2
     part.start(run)
     run.emit(TrainingMean(4, 1.5, 0.25, 0.125, 0.0625, 10.0, 0.0, 0.01))
     assert capsys.readouterr().err.endswith(f"10.0 images/s  {left} left\n")
+
+
+def test_of_the_step_that_compiles_no_time_is_derived(capsys):
+    part = Terminal()
+    run = a_run(part)
+    run.placement = types.SimpleNamespace(describe=str)
+    run.step = 7
+    part.start(run)
+    for step in (8, 9):
+        run.emit(TrainingMean(step, 1.5, 0.25, 0.125, 0.0625, 10.0, 0.0, 0.01))
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert ["left" in line for line in lines] == [False, True]
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_on_a_terminal_the_bar_is_a_bar_and_no_number_is_cut(columns, monkeypatch):
+    screen, keyboard = pty.openpty()
+    fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    recorded: list[bytes] = []
+
+    def record():
+        with contextlib.suppress(OSError):  # the end
+            while read := os.read(screen, 4096):
+                recorded.append(read)
+
+    reader = threading.Thread(target=record)
+    reader.start()
+    with os.fdopen(keyboard, "w") as terminal:
+        monkeypatch.setattr("sys.stderr", terminal)
+        part = Terminal()
+        run = a_run(part, batch_size=128)
+        run.placement = types.SimpleNamespace(describe=lambda: "vmap")
+        run.num_steps, run.step = 2220, 0
+        part.start(run)
+        for run.step in (1, 20, 1980, 2220):
+            run.emit(TrainingMean(run.step, 29.876, 0.6543, 0.2109, 0.0625, 1234.56, 0.0, 0.01))
+            part._bar.refresh()
+        part.close()
+    reader.join()
+    os.close(screen)
+    written = b"".join(recorded).decode()
+    drawn = [line for line in re.split(r"[\r\n]+", written) if "|" in line]
+    assert len(drawn) >= 4 and all(len(line) <= columns for line in drawn)
+    parts = ["loss 0.6543", "top-1 error 0.211", "1234.6 images/s", "epoch 29.88"]
+    for line in drawn:
+        bar = re.search(r"% \|(.*)\| step (\d+)/2220(?:, (.*))?$", line.rstrip())
+        assert bar and len(bar[1]) >= 10, line
+        shown = bar[3].split(", ") if bar[3] else []
+        shown = [part for part in shown if not re.fullmatch(r"\d+:\d\d left", part)]
+        assert shown == parts[: len(shown)]  # each whole
+    full = [len(line.split(", ")) for line in drawn if "1980/2220" in line]
+    assert max(full) == {40: 1, 80: 4, 120: 6, 200: 6}[columns]
 
 
 def test_a_slow_step_is_shown_once_with_its_stacks(tmp_path, capsys):

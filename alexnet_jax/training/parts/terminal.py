@@ -1,5 +1,8 @@
 """What a run shows on the terminal."""
 
+import contextlib
+import os
+import shutil
 import sys
 
 import jax
@@ -8,11 +11,16 @@ import tqdm
 from alexnet_jax.training.events import Evaluation, Event, NotFinite, TrainingMean, Warned
 from alexnet_jax.training.run import Part, Run
 
+_BAR = "{percentage:3.0f} % |{bar}| step {n_fmt}/{total_fmt}{postfix}"
+_CELLS = 12
+"""Fewest columns of the bar; what does not fit beside it is left out as a whole."""
+
 
 class Terminal(Part):
-    """Shows a progress bar, or plain lines if there is no terminal.
+    """Shows a progress bar, or lines of the same content if there is no terminal.
 
-    Of several processes, the first shows everything.
+    Of several processes, the first shows everything. The time left is that of the latest steps; of
+    the first step, which waits for the compiler, none is derived.
     """
 
     def start(self, run: Run) -> None:
@@ -22,11 +30,11 @@ class Terminal(Part):
         self._bar = tqdm.tqdm(
             total=run.num_steps,
             initial=run.step,
-            unit="step",
+            bar_format=_BAR,
             dynamic_ncols=True,
             disable=self._plain or not self._speaks,
-            smoothing=0.1,
         )
+        self._first = run.step + 1
         source = run.sources["train"]
         self.say(
             f"{run.placement.describe()}; {source.name}: {source.num_examples} training "
@@ -62,22 +70,33 @@ class Terminal(Part):
     def _show(self, run: Run, event: TrainingMean) -> None:
         if not self._speaks:
             return
-        text = (
-            f"epoch {event.epoch:.2f}  loss {event.loss:.4f}  "
-            f"top-1 error {event.top1_error:.3f}  {event.images_per_second:.1f} images/s"
+        epoch, loss = f"epoch {event.epoch:.2f}", f"loss {event.loss:.4f}"
+        error, speed = (
+            f"top-1 error {event.top1_error:.3f}",
+            f"{event.images_per_second:.1f} images/s",
         )
+        seconds = (run.num_steps - event.step) * run.config.batch_size / event.images_per_second
+        left = [] if event.step == self._first else [f"{duration(seconds)} left"]
         if self._plain:
-            seconds_left = (
-                (run.num_steps - event.step) * run.config.batch_size / event.images_per_second
-            )
-            left = f"{int(seconds_left // 60)}:{int(seconds_left % 60):02d}"
-            print(
-                f"step {event.step}/{run.num_steps}  {text}  {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
+            parts = [f"step {event.step}/{run.num_steps}", epoch, loss, error, speed, *left]
+            print("  ".join(parts), file=sys.stderr, flush=True)
         else:
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(self._fitting([*left, loss, error, speed, epoch]), False)
+
+    def _fitting(self, parts: list[str]) -> str:
+        """As many of these, the most important first, as leave room for the bar."""
+        columns = shutil.get_terminal_size().columns
+        with contextlib.suppress(OSError, ValueError):  # a terminal other than standard output
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        total = self._bar.total
+        room = columns - len(f"100 % || step {total}/{total}") - _CELLS
+        text = ""
+        for part in parts:
+            longer = f"{text}, {part}" if text else part
+            if len(longer) + len(", ") > room:
+                break
+            text = longer
+        return text
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -88,3 +107,11 @@ class Terminal(Part):
         """Ends the bar."""
         if hasattr(self, "_bar"):
             self._bar.close()
+
+
+def duration(seconds: float) -> str:
+    """A time as minutes and seconds, with hours if there are any: `3:12`, `1:03:12`."""
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d}"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
