@@ -42,7 +42,13 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},
     ),
-    "json": (flags.DEFINE_bool, False, "JSON, for programs; of `predict` one line per image.", {}),
+    "json": (flags.DEFINE_bool, False, "JSON, for programs.", {}),
+    "format": (
+        flags.DEFINE_enum, "text",
+        "One line per image with its best class (text), or the five best: in columns (table), as a "
+        "line of JSON, or as CSV.",
+        {"enum_values": ["text", "table", "json", "csv"]},
+    ),
     "group": (
         flags.DEFINE_string, "", "Only fields whose names begin with this, such as optimizer.", {},
     ),

@@ -189,10 +189,9 @@ def report(flag: flags.FlagValues) -> None:
 
 
 def predict(flag: flags.FlagValues) -> int:
-    """Print the five most probable classes of images, and an error for each that cannot be read."""
-    from alexnet_jax.data.classes import best
+    """Print the most probable classes of images, and an error for each that cannot be read."""
     from alexnet_jax.data.image_files import image_paths
-    from alexnet_jax.training.predictions import as_json, as_text
+    from alexnet_jax.training.predictions import Writer
 
     failed: list[str] = []
     unreadable: dict[int, str] = {}
@@ -200,9 +199,13 @@ def predict(flag: flags.FlagValues) -> int:
         network = _network(flag)
         if flag.max_pixels:
             network.config.data.max_pixels = flag.max_pixels
-        write = as_json if flag.json else as_text
+        writer = Writer(flag.format, paths, network.class_names)
+        if header := writer.header():
+            print(header)
         for path, probabilities in network.predictions(paths, int(flag.views), unreadable):
-            print(write(path, best(probabilities, network.class_names)), flush=True)
+            print(writer.row(path, probabilities), flush=True)
+        if summary := writer.summary():
+            print(summary, file=sys.stderr if flag.format in ("json", "csv") else sys.stdout)
     for line in (*failed, *unreadable.values()):
         hint = "; --max_pixels=N allows more" if "config.data.max_pixels" in line else ""
         print(f"error: {line}{hint}", file=sys.stderr)
@@ -255,7 +258,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "predict": (
         predict,
-        ("workdir", "step", "weights", "views", "max_pixels", "json", "images"),
+        ("workdir", "step", "weights", "views", "max_pixels", "format", "images"),
         "--workdir=runs/quickstart photo.jpg 'more/*.png'",
     ),
     "import": (

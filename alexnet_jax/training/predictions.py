@@ -1,8 +1,11 @@
 """What a network says of images, for people and for programs."""
 
+import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,19 +57,90 @@ class Predictions:
         """Returns one line per image, the first ten of them."""
         width = max(map(len, self.images[:_SHOWN]), default=0)
         lines = [
-            f"{image:<{width}}  {100 * best[0][1]:5.1f} %  {best[0][0]}"
+            f"{image:<{width}}  {_percent(best[0][1])}  {best[0][0]}"
             for image, best in zip(self.images[:_SHOWN], self, strict=False)
         ]
         more = len(self) - _SHOWN
         return "\n".join([*lines, f"... and {more} more"] if more > 0 else lines)
 
 
-def as_json(image: Any, found: list[tuple[int, str, float]]) -> str:
-    """One line of JSON for programs; `found` is what `data.classes.best` returns."""
-    rows: list[dict[str, Any]] = [{"class": name, "probability": p} for _, name, p in found]
-    return json.dumps({"image": str(image), "best": rows})
+class Writer:
+    """Answers as text, one image after the other.
+
+    Where an image lies in a folder that is called as a class, by name or WordNet number, that is
+    taken for its true class.
+
+    Attributes:
+      images: number of images so far that have a true class.
+      right: number of those whose most probable class is the true one.
+    """
+
+    def __init__(self, form: str, paths: Sequence[Path], class_names: Sequence[str]):
+        """Prepares for these images.
+
+        Args:
+          form: `text`: one line per image with its most probable class, and of one image alone the
+            five most probable; `table`: the five in columns; `json`: the five as one line of JSON
+            per image; `csv`: the five as one row of a file with a header.
+          paths: the images that are to come.
+          class_names: one name per class, or none.
+        """
+        self._form, self._names = form, tuple(class_names)
+        self._alone = len(paths) == 1
+        self._width = max((len(shown(path)) for path in paths), default=0)
+        self._keys = {key: i for i, key in enumerate(classes.keys(self._names))}
+        self._longest = max((len(classes.shown_name(name)) for name in self._names), default=3)
+        self.images = self.right = 0
+
+    def header(self) -> str:
+        """The first line; empty if there is none."""
+        if self._form != "csv":
+            return ""
+        places = range(1, min(classes.BEST, len(self._names) or classes.BEST) + 1)
+        return _csv_row([
+            "image", "true_class",
+            *(name for i in places for name in (f"class_{i}", f"probability_{i}")),
+        ])  # fmt: skip
+
+    def row(self, path: Path, probabilities: np.ndarray) -> str:
+        """What is written about one image: probabilities `[classes]`."""
+        found = classes.best(probabilities, self._names)
+        label = self._keys.get(classes.keys([path.parent.name])[0])
+        true = "" if label is None else classes.shown_name(self._names[label])
+        wrong = label is not None and found[0][0] != label
+        self.images += label is not None
+        self.right += label is not None and not wrong
+        note = f"   wrong: {true}" if wrong else ""
+        if self._form == "json":
+            best = [{"class": name, "probability": p} for _, name, p in found]
+            answer: dict[str, Any] = {"image": str(path), "best": best}
+            return json.dumps(answer | ({"true_class": true} if true else {}))
+        if self._form == "csv":
+            return _csv_row([shown(path), true, *(cell for _, *cells in found for cell in cells)])
+        if self._form == "table":
+            cells = [f"{_percent(p)} {name:<{self._longest}}" for _, name, p in found]
+            return "  ".join([f"{shown(path):<{self._width}}", *cells]).rstrip() + note
+        if self._alone:
+            rows = [f"  {_percent(p)}  {name}" for _, name, p in found]
+            return "\n".join([shown(path) + note, *rows])
+        _, name, p = found[0]
+        return f"{shown(path):<{self._width}}  {_percent(p)}  {name}{note}"
+
+    def summary(self) -> str:
+        """How many answers are right; empty if no image has a true class."""
+        if not self.images:
+            return ""
+        share = f"{100 * self.right / self.images:.1f} %"
+        by = "the class of its folder" if self.images == 1 else "the classes of their folders"
+        images = "image" if self.images == 1 else "images"
+        return f"right: {self.right:,} of {self.images:,} {images} ({share}), by {by}"
 
 
-def as_text(image: Any, found: list[tuple[int, str, float]]) -> str:
-    """A few lines for the terminal; `found` is what `data.classes.best` returns."""
-    return "\n".join([shown(image), *(f"  {100 * p:5.1f} %  {name}" for _, name, p in found)])
+def _percent(probability: float) -> str:
+    return f"{100 * probability:5.1f} %"
+
+
+def _csv_row(cells: list[Any]) -> str:
+    row = io.StringIO()
+    csv.writer(row, lineterminator="").writerow(cells)
+    return row.getvalue()

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -115,8 +116,8 @@ def test_images_are_what_is_no_flag():
     names = VERBS["predict"][1]
     flag = parse("predict", names, ["a.jpg", "--workdir=x", "--images=b.jpg", "c d.png"])
     assert flag.images == ["b.jpg", "a.jpg", "c d.png"]
-    assert (flag.views, flag.json, flag.step, flag.weights) == ("1", False, 0, "")
-    assert parse("predict", names, ["--json", "--views=9"]).json is True
+    assert (flag.views, flag.format, flag.step, flag.weights) == ("1", "text", 0, "")
+    assert parse("predict", names, ["--format=csv", "--views=9"]).format == "csv"
     assert parse("predict", names, ["--nojson", "--weights=a.onnx"]).json is False
 
 
@@ -341,15 +342,72 @@ def test_inspect_counts_the_classes_of_a_folder(capsys, tmp_path):
     assert re.search(r"^fc8 +8 +8 ", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("json,says", [(True, '{"image": "a.jpg", '), (False, "a.jpg\n ")])
-def test_predictions_are_text_or_json(json, says, called, capsys):
+PHOTOS = {"cat/a.jpg": [0.25, 0.75], "dog/b,c.jpg": [0.125, 0.875], "d.jpg": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "form,out,err",
+    [
+        (
+            "text",
+            "cat/a.jpg     75.0 %  dog   wrong: cat\n"
+            "dog/b,c.jpg   87.5 %  dog\n"
+            "d.jpg         50.0 %  cat\n"
+            "right: 1 of 2 images (50.0 %), by the classes of their folders\n",
+            "",
+        ),
+        (
+            "table",
+            "cat/a.jpg     75.0 % dog   25.0 % cat   wrong: cat\n"
+            "dog/b,c.jpg   87.5 % dog   12.5 % cat\n"
+            "d.jpg         50.0 % cat   50.0 % dog\n"
+            "right: 1 of 2 images (50.0 %), by the classes of their folders\n",
+            "",
+        ),
+        (
+            "csv",
+            "image,true_class,class_1,probability_1,class_2,probability_2\n"
+            "cat/a.jpg,cat,dog,0.75,cat,0.25\n"
+            '"dog/b,c.jpg",dog,dog,0.875,cat,0.125\n'
+            "d.jpg,,cat,0.5,dog,0.5\n",
+            "right: 1 of 2 images (50.0 %), by the classes of their folders\n",
+        ),
+    ],
+    ids=["text", "table", "csv"],
+)
+def test_predictions_are_one_line_each(form, out, err, called, capsys):
+    rows = [(Path(name), np.array(values, np.float32)) for name, values in PHOTOS.items()]
     network = SimpleNamespace(class_names=("cat", "dog"))
     called(trained, "load", network)
-    called(image_files, "image_paths", [Path("a.jpg")])
-    called(network, "predictions", [(Path("a.jpg"), jax.numpy.array([0.25, 0.75]))])
-    assert main(["predict", "--workdir=x", "a.jpg", *(["--json"] if json else [])]) == 0
-    text = capsys.readouterr().out
-    assert text.startswith(says) and text.index("dog") < text.index("cat")
+    called(image_files, "image_paths", [path for path, _ in rows])
+    called(network, "predictions", rows)
+    assert main(["predict", "--workdir=x", f"--format={form}", "x"]) == 0
+    assert capsys.readouterr() == (out, err)
+
+
+def test_predictions_as_json_are_read_back(called, capsys):
+    network = SimpleNamespace(class_names=("n02085936 Maltese dog", "cat"))
+    path = Path("photos/n02085936/a.jpg")
+    called(trained, "load", network)
+    called(image_files, "image_paths", [path])
+    called(network, "predictions", [(path, np.array([0.25, 0.75], np.float32))])
+    assert main(["predict", "--workdir=x", "--format=json", "x"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {
+        "image": str(path),
+        "true_class": "n02085936 Maltese dog",
+        "best": [
+            {"class": "cat", "probability": 0.75},
+            {"class": "n02085936 Maltese dog", "probability": 0.25},
+        ],
+    }
+    assert err == "right: 0 of 1 image (0.0 %), by the class of its folder\n"
+    # Of one image alone, text has the five best.
+    assert main(["predict", "--workdir=x", "x"]) == 0
+    assert capsys.readouterr().out == (
+        f"{path}   wrong: n02085936 Maltese dog\n   75.0 %  cat\n   25.0 %  n02085936 Maltese dog\n"
+        "right: 0 of 1 image (0.0 %), by the class of its folder\n"
+    )
 
 
 def test_a_difference_that_verify_finds_is_exit_code_4(called, capsys):

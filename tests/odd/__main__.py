@@ -299,7 +299,7 @@ def folders(campaign: Campaign) -> None:
             "train": (campaign.train(d, place / "new"), trains, classes),
             "study": (campaign.study(d, place), "", None),
             "bench": (["bench", *config, "--rounds=1", "--steps=1"], "", None),
-            "predict": (["predict", f"--workdir={campaign.W}", "--json", str(d)], "", None),
+            "predict": (["predict", f"--workdir={campaign.W}", "--format=json", str(d)], "", None),
             "evaluate": (["evaluate", f"--workdir={place / 'W'}"], of_run, None),
             "report": (["report", f"--workdir={place / 'W'}"], "", None),
             "verify": (["verify", f"--workdir={place / 'W'}"], "", None),
@@ -344,7 +344,7 @@ def images_(campaign: Campaign) -> None:
         files.append((what, path, copy))
     lively = place / "lively.safetensors"
     enliven(campaign.weights[".safetensors"], lively)
-    predict = ["predict", f"--weights={lively}", "--json"]
+    predict = ["predict", f"--weights={lively}", "--format=json"]
     found: dict[str, dict[str, float]] = {}
 
     def read(line: str) -> tuple[str, dict[str, float]]:
@@ -415,7 +415,7 @@ def weights(campaign: Campaign) -> None:
         path = place / f"net{suffix}"
         must = "answer" if make(path, campaign.weights) else "refuse"
         words = {
-            "predict": ["predict", f"--weights={path}", "--json", str(picture_)],
+            "predict": ["predict", f"--weights={path}", "--format=json", str(picture_)],
             "export": ["export", f"--weights={path}", f"--out={place / 'out.onnx'}"],
             "import": ["import", f"--weights={path}", f"--out={place / 'out.safetensors'}"],
             "train": ["train", f"--config=finetune:{path}", "--config.num_epochs=1",

@@ -282,7 +282,12 @@ def test_arrays_files_and_the_verb_have_the_same_predictions(
         np.testing.assert_allclose(of_arrays.probabilities, expected, atol=1e-6)
     other.save(tmp_path / "net.safetensors")
     capsys.readouterr()
-    typed = [f"--weights={tmp_path / 'net.safetensors'}", f"--views={views}", "--json", str(root)]
+    typed = [
+        f"--weights={tmp_path / 'net.safetensors'}",
+        f"--views={views}",
+        "--format=json",
+        str(root),
+    ]
     assert main(["predict", *typed]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == list(of_files.images)

@@ -15,7 +15,7 @@ from alexnet_jax.data import image_files
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import origin as trained
-from alexnet_jax.training.predictions import as_json, as_text
+from alexnet_jax.training.predictions import Writer
 from alexnet_jax.weights.files import write
 from tests.weights.test_weights import changed, network, theirs
 
@@ -67,16 +67,6 @@ def test_each_image_gets_the_mean_of_its_views_by_onnxruntime(
     )
     assert np.ptp(expected, axis=0).max() > 0.01
     np.testing.assert_allclose([p for _, p in answers], expected, atol=1e-5)
-
-
-def test_answers_are_written_for_programs_and_for_people():
-    found = [(7, "cat", 0.875), (2, "dog", 0.0625)]
-    row = json.loads(as_json(Path("a/b.png"), found))
-    assert row == {
-        "image": "a/b.png",
-        "best": [{"class": "cat", "probability": 0.875}, {"class": "dog", "probability": 0.0625}],
-    }
-    assert as_text(Path("a/b.png"), found) == "a/b.png\n   87.5 %  cat\n    6.2 %  dog"
 
 
 def test_an_image_that_cannot_be_read_is_named(exported, tmp_path):
@@ -138,7 +128,7 @@ def test_one_bad_file_costs_one_line_and_an_exit_code(
     found.config.data.max_pixels = 100_000
     found.config.evaluate.batch_size = 2  # One program is compiled for all numbers of files.
     monkeypatch.setattr(trained, "load", lambda *args, **kwargs: found)
-    code = main(["predict", f"--weights={path}", "--json", *typed])
+    code = main(["predict", f"--weights={path}", "--format=json", *typed])
     written = capsys.readouterr()
     rows = [json.loads(line) for line in written.out.splitlines()]
     assert sorted(row["image"] for row in rows) == sorted(answered)
@@ -182,7 +172,11 @@ def test_a_run_that_replaces_unreadable_images_names_them_in_predictions(exporte
         found.predict([tmp_path / "text.png"])
 
 
-def test_names_of_files_that_are_not_text_are_printed(capsys):
+@pytest.mark.parametrize("form", ["text", "table", "json", "csv"])
+def test_names_of_files_that_are_not_text_are_printed(form):
     path = Path(os.fsdecode(b"caf\xe9.png"))
-    assert as_text(path, []).encode() == b"caf\\xe9.png"
-    assert os.fsencode(json.loads(as_json(path, []))["image"]) == b"caf\xe9.png"
+    row = Writer(form, [path], ()).row(path, np.array([0.25, 0.75])).encode()
+    if form == "json":
+        assert os.fsencode(json.loads(row)["image"]) == b"caf\xe9.png"
+    else:
+        assert row.startswith(b"caf\\xe9.png")

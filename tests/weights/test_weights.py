@@ -261,7 +261,7 @@ def test_a_folder_trains_predicts_exports_runs_and_comes_back(tmp_path, capsys, 
 
     def predicted(*source):
         capsys.readouterr()
-        assert main(["predict", *source, "--json", images]) == 0
+        assert main(["predict", *source, "--format=json", images]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         return {row["image"]: {b["class"]: b["probability"] for b in row["best"]} for row in rows}
 
