@@ -118,7 +118,8 @@ def test_images_are_what_is_no_flag():
     assert flag.images == ["b.jpg", "a.jpg", "c d.png"]
     assert (flag.views, flag.format, flag.step, flag.weights) == ("1", "text", 0, "")
     assert parse("predict", names, ["--format=csv", "--views=9"]).format == "csv"
-    assert parse("predict", names, ["--nojson", "--weights=a.onnx"]).json is False
+    inspected = VERBS["inspect"][1]
+    assert parse("inspect", inspected, ["--config=quickstart", "--nojson"]).json is False
 
 
 @pytest.mark.parametrize(
