@@ -52,6 +52,7 @@ def evaluate(flag: flags.FlagValues) -> None:
     workdir = Path(flag.workdir)
     config = config_of(workdir)
     _start(config)
+    _note_views(config, int(flag.views))
     fields = evaluate_workdir(config, workdir, int(flag.views), flag.split, flag.step)
     print(json.dumps(fields, indent=2))
 
@@ -199,6 +200,7 @@ def predict(flag: flags.FlagValues) -> int:
         network = _network(flag)
         if flag.max_pixels:
             network.config.data.max_pixels = flag.max_pixels
+        _note_views(network.config, int(flag.views))
         writer = Writer(flag.format, paths, network.class_names)
         if header := writer.header():
             print(header)
@@ -210,6 +212,13 @@ def predict(flag: flags.FlagValues) -> int:
         hint = "; --max_pixels=N allows more" if "config.data.max_pixels" in line else ""
         print(f"error: {line}{hint}", file=sys.stderr)
     return 2 if failed or unreadable else 0
+
+
+def _note_views(config: ConfigDict, views: int) -> None:
+    from alexnet_jax.training.evaluate import views_unlike_training
+
+    if note := views_unlike_training(config, views):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def export(flag: flags.FlagValues) -> None:

@@ -109,6 +109,20 @@ def centre_view(views: int) -> int:
     return 0 if views == 1 else 4
 
 
+def views_unlike_training(config: ConfigDict, views: int) -> str:
+    """What an error with these views is due to besides the network; empty if there is nothing.
+
+    A mirrored digit or letter is another one: without flips in training, mirrored views tell how
+    the network answers to what it has never seen.
+    """
+    if views != 10 or config.data.random_flip:
+        return ""
+    return (
+        "five of the ten views are mirrored, and the network was trained without mirrored images "
+        "(config.data.random_flip = False)"
+    )
+
+
 def batch_size(config: ConfigDict, views: int, placement: parallel.Placement) -> int:
     """Returns images per step; views count as images, and every device group has an equal share."""
     share = placement.data_parallel

@@ -349,6 +349,8 @@ def finish(run: Run) -> dict[str, Any]:
     final = next((split for split in ("test", "validation") if split in run.sources), None)
     done = run.evaluations.get(final or "")
     # The validation split may have been evaluated after the last step.
+    if note := evaluation.views_unlike_training(config, views):
+        run.emit(Warned(run.step, note))
     if final is not None and (done is None or (done.step, done.views) != (run.step, views)):
         evaluate_split(run, step_of(run, views), final, views)
     variables = parallel.to_host(run.state.variables)

@@ -378,16 +378,21 @@ PHOTOS = {"cat/a.jpg": [0.25, 0.75], "dog/b,c.jpg": [0.125, 0.875], "d.jpg": [0.
 )
 def test_predictions_are_one_line_each(form, out, err, called, capsys):
     rows = [(Path(name), np.array(values, np.float32)) for name, values in PHOTOS.items()]
-    network = SimpleNamespace(class_names=("cat", "dog"))
+    config = default()
+    config.data.random_flip = False
+    network = SimpleNamespace(class_names=("cat", "dog"), config=config)
     called(trained, "load", network)
     called(image_files, "image_paths", [path for path, _ in rows])
     called(network, "predictions", rows)
     assert main(["predict", "--workdir=x", f"--format={form}", "x"]) == 0
     assert capsys.readouterr() == (out, err)
+    assert main(["predict", "--workdir=x", f"--format={form}", "--views=10", "x"]) == 0
+    note, _, after = capsys.readouterr().err.partition("\n")
+    assert note.startswith("note: five of the ten views are mirrored") and after == err
 
 
 def test_predictions_as_json_are_read_back(called, capsys):
-    network = SimpleNamespace(class_names=("n02085936 Maltese dog", "cat"))
+    network = SimpleNamespace(class_names=("n02085936 Maltese dog", "cat"), config=default())
     path = Path("photos/n02085936/a.jpg")
     called(trained, "load", network)
     called(image_files, "image_paths", [path])

@@ -268,3 +268,11 @@ def test_without_a_readable_image_or_a_split_nothing_is_drawn(sharp):
 ])  # fmt: skip
 def test_views_count_as_images_of_a_batch(name, views, size):
     assert evaluate.batch_size(tiny_config(), views, placement_of(*PLACEMENTS[name])) == size
+
+
+@pytest.mark.parametrize("views,flips,noted", [(10, False, True), (10, True, False),
+                                               (9, False, False), (1, False, False)])  # fmt: skip
+def test_mirrored_views_are_noted_where_training_had_none(views, flips, noted):
+    config = tiny_config()
+    config.data.random_flip = flips
+    assert ("mirrored" in evaluate.views_unlike_training(config, views)) == noted
