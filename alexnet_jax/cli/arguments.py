@@ -21,7 +21,7 @@ _COUNT = {"lower_bound": 1}
 FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "workdir": (flags.DEFINE_string, None, "The folder of the run or the study.", {}),
     "step": (
-        flags.DEFINE_integer, 0, "The step of the checkpoint; 0: the newest.",
+        flags.DEFINE_integer, 0, "The step of the checkpoint; 0 takes the newest.",
         {"lower_bound": 0},
     ),
     "weights": (
@@ -221,7 +221,7 @@ def _plain(error: Exception, arguments: list[str], config: Any) -> str:
 
 
 def _wanted(name: str, value: str, reason: str, config: Any) -> str:
-    """What a flag takes, in the words of whoever types it."""
+    """What a flag takes, in the words of the person who types it."""
     if "as a ConfigDict" in reason:
         group = config
         for part in name.split(".")[1:]:

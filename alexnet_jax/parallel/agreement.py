@@ -29,7 +29,7 @@ _FAILED, _HEARD, _LEFT, _SEEN = (
 )
 
 _ending = threading.Lock()
-"""Held by whoever ends this process: the run itself, or the thread that hears of another's end."""
+"""Held by the thread that ends this process: that of the run, or the one that listens to others."""
 
 
 class _Progress:

@@ -147,7 +147,7 @@ class Writer:
         )
 
     def _release(self) -> None:
-        """Leaves an empty file, so that whoever held the lock in between changed nothing."""
+        """Leaves an empty file, so that a process that held the lock in between changed nothing."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 if self._holds:

@@ -21,7 +21,7 @@ TASKS = {
     "kernels": "the kernels of the first layer",
     "train": "train and validate on arrays",
     "optimizer": "the same with Adam",
-    "loop": "a training loop of one's own",
+    "loop": "a training loop of your own",
     "gradient": "gradient of a class by the pixels",
 }
 
