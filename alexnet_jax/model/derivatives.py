@@ -2,7 +2,8 @@
 
 The VJPs of the operations save memory and time in the train step. They know reverse mode only, and
 those of the exchanges rely on what the train step does: each tower differentiates its share of the
-loss. Code outside the train step may need forward mode too, and knows nothing of shares: inside `plain_derivatives` JAX differentiates the operations itself.
+loss. Code outside the train step may need forward mode too, and knows nothing
+of shares: inside `plain_derivatives` JAX differentiates the operations itself.
 """
 
 import contextlib
