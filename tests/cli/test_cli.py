@@ -254,7 +254,7 @@ def called(monkeypatch):
 
 def test_what_is_typed_reaches_the_work(called, capsys):
     """Each flag in its place, for each verb that hands flags on."""
-    network = SimpleNamespace(class_names=())
+    network = SimpleNamespace(class_names=(), config=default())
     called(network, "save")
     called(network, "predictions", [])
     called(training, "train_and_evaluate", {"loss": 1})
