@@ -52,8 +52,8 @@ def layer_table(config: ConfigDict) -> str:
     return "\n".join([*lines, "", *notes])
 
 
-_SHORT = {"activation": "act", "max_pool": "pool", "avg_pool": "mean pool", "lrn": "LRN"}
-_SHORT |= {"within_map_norm": "map norm"}
+SHORT = {"activation": "act", "max_pool": "pool", "avg_pool": "mean pool", "lrn": "LRN"}
+SHORT |= {"within_map_norm": "map norm"}
 
 
 def conventions(config: ConfigDict) -> dict[str, str]:
@@ -73,7 +73,7 @@ def conventions(config: ConfigDict) -> dict[str, str]:
 
     def order(row: ConfigDict) -> str:
         ops = [op for op in row.then if op != "lrn" or model.lrn.enabled]
-        return ", ".join(_SHORT.get(op, op) for op in ops)
+        return ", ".join(SHORT.get(op, op) for op in ops)
 
     def epochs(values: tuple[float, ...]) -> str:
         return " ".join(f"{v:g}" for v in values) or "-"

@@ -52,6 +52,9 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "group": (
         flags.DEFINE_string, "", "Only fields whose names begin with this, such as optimizer.", {},
     ),
+    "diagram": (
+        flags.DEFINE_string, "", "Draws the towers into this file, as SVG.", {},
+    ),
     "markdown": (flags.DEFINE_bool, False, "A table in Markdown, for the documentation.", {}),
     "images": (
         flags.DEFINE_multi_string, [],

@@ -91,6 +91,12 @@ def inspect(flag: flags.FlagValues) -> None:
 
     config = fit_classes(flag.config)
     validate(config)
+    if flag.diagram:
+        from alexnet_jax.analysis import diagram
+
+        diagram.write(config, Path(flag.diagram))
+        print(f"wrote {flag.diagram}")
+        return
     print(layer_table(config))
     print()
     print(convention_table(config))
@@ -292,7 +298,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     "bench": (bench, ("config", "rounds", "steps"), "--config=imagenet --rounds=3"),
     "inspect": (
         inspect,
-        ("config", "exchange", "compile", "json"),
+        ("config", "exchange", "compile", "json", "diagram"),
         "--config=imagenet --compile=h100:2",
     ),
     "fields": (fields, ("group", "markdown"), "--group=optimizer"),
