@@ -15,7 +15,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +203,41 @@ def predict(flag: flags.FlagValues) -> int:
         write = as_json if flag.json else as_text
         for path, probabilities in network.predictions(paths, int(flag.views), unreadable):
             print(write(path, best(probabilities, network.class_names)), flush=True)
-    for line in (*failed, *unreadable.values()):
+    return _report((*failed, *unreadable.values()))
+
+
+def explain(flag: flags.FlagValues) -> int:
+    """Write one page that walks images through a network, layer by layer."""
+    from alexnet_jax.analysis import explain as pages
+    from alexnet_jax.data.image_files import image_paths
+
+    failed: list[str] = []
+    paths = image_paths(flag.images, failed.append)
+    if len(paths) > pages.MOST:
+        raise UsageError(f"{len(paths)} images: a page holds {pages.MOST} at most")
+    out = Path(flag.out or Path(flag.workdir or "") / "explain.html")
+    network, explanations = _network(flag), []
+    if flag.max_pixels:
+        network.config.data.max_pixels = flag.max_pixels
+    for path in paths:
+        try:
+            explanations.append(network.explain(path, flag.classes, flag.unit))
+        except UsageError as error:
+            failed.append(str(error))
+    if explanations:
+        among = pages.images_of(network.config, Path(flag.workdir) if flag.workdir else None)
+        text = pages.page(network, explanations, flag.workdir or flag.weights, among)
+        pages.write(out, text)
+        print(f"wrote {out}")
+    return _report(failed)
+
+
+def _report(failed: Iterable[str]) -> int:
+    """Prints each error once and returns the exit code."""
+    for line in (failed := dict.fromkeys(failed)):
         hint = "; --max_pixels=N allows more" if "config.data.max_pixels" in line else ""
         print(f"error: {line}{hint}", file=sys.stderr)
-    return 2 if failed or unreadable else 0
+    return 2 if failed else 0
 
 
 def export(flag: flags.FlagValues) -> None:
@@ -258,6 +289,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("workdir", "step", "weights", "views", "max_pixels", "json", "images"),
         "--workdir=runs/quickstart photo.jpg 'more/*.png'",
     ),
+    "explain": (
+        explain,
+        ("workdir", "step", "weights", "classes", "unit", "max_pixels", "out", "images"),
+        "--workdir=runs/quickstart photo.jpg",
+    ),
     "import": (
         export,
         ("workdir", "step", "weights", "out"),
@@ -288,6 +324,12 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 }
 
 
+_OPTIONAL = {
+    "study": ("config",),  # One that has a table is described in its folder.
+    "explain": ("out",),
+}
+
+
 def _start(config: ConfigDict) -> None:
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
@@ -312,8 +354,7 @@ def _run(typed: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(usage(verb))
         return 0
-    # A study that has a table is described in its folder.
-    flag = arguments.parse(verb, VERBS[verb][1], rest, optional_config=verb == "study")
+    flag = arguments.parse(verb, VERBS[verb][1], rest, _OPTIONAL.get(verb, ()))
     return VERBS[verb][0](flag) or 0
 
 
