@@ -29,8 +29,8 @@ MOST = 20
 MAPS = 4
 """Number of feature maps that are drawn per tower and layer."""
 
-_BRIGHT = 0.2
-"""How bright a place is drawn that does not matter at all."""
+_DIM = 0.4
+"""How bright the image is drawn below an occlusion map."""
 
 
 def page(
@@ -240,7 +240,7 @@ _NAMES = {
 def _label(name: str, model: ConfigDict) -> str:
     """What a kind of layer or an operation is called."""
     if name == "activation":
-        return {"relu": "ReLU"}.get(model.activation, model.activation)
+        return "ReLU" if model.activation == "relu" else str(model.activation)
     return _NAMES.get(name, name)
 
 
@@ -330,8 +330,8 @@ def _evidence(each: Explanation, label: int) -> dict[str, Any]:
     after = 100 * float(occlusion.probabilities[row, column, label])
     return {
         "name": each.name(label),
-        "before": f"{before:.1f}",
-        "after": f"{after:.1f}",
+        "before": f"{before:.3g}",
+        "after": f"{after:.3g}",
         "falls": after < before,
         "box": _square(top, left, occlusion.size, each.crop),
         "covered": pages.photo(_lit(each.crop, _per_pixel(drop, each))),
@@ -353,8 +353,8 @@ def _per_pixel(drop: np.ndarray, each: Explanation) -> np.ndarray:
 
 
 def _lit(crop: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The crop, dark where it does not matter."""
-    return np.rint(crop * (_BRIGHT + (1 - _BRIGHT) * weight[..., None])).astype(np.uint8)
+    """The crop, dim, with white over it where a weight from 0 to 1, `[crop, crop]`, is large."""
+    return np.rint(_DIM * crop + (1 - _DIM) * 255 * weight[..., None]).astype(np.uint8)
 
 
 def _views(each: Explanation) -> list[dict[str, str]]:

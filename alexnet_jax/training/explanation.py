@@ -234,8 +234,7 @@ def explain(
     top, left = augment.center_offset(square.shape[:2], crop_size)
     network.inputs.centre(square[None])  # Raises if the image is smaller than the crop.
     crop = square[top : top + crop_size, left : left + crop_size]
-    size = max(crop_size // 8, 1)
-    places = np.unique(np.append(np.arange(0, crop_size - size, -(-size // 2)), crop_size - size))
+    size, places = _places(crop_size)
     # One pass over all: each is a crop, whose centre crop is itself.
     crops = [crop, *_views(square, crop_size), *_covered(crop, mean, places, size)]
     found = network.predict(np.stack([x.astype(np.float32) for x in crops])).probabilities
@@ -299,6 +298,13 @@ def _views(square: np.ndarray, crop_size: int) -> list[np.ndarray]:
     corners = augment.ten_view_offsets(square.shape[:2], crop_size)
     views = [square[y : y + crop_size, x : x + crop_size] for y, x in corners]
     return [*views, *(view[:, ::-1] for view in views)]
+
+
+def _places(crop_size: int) -> tuple[int, np.ndarray]:
+    """Side of the squares, an eighth of the crop, and their first rows, half a square apart."""
+    size = max(crop_size // 8, 1)
+    last = crop_size - size
+    return size, np.append(np.arange(0, last, -(-size // 2)), last)
 
 
 def _covered(
