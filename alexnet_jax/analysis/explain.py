@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from alexnet_jax import paths
 from alexnet_jax.analysis import pages
 from alexnet_jax.analysis.inspect import shape_text
+from alexnet_jax.config.table import LayerCount
 from alexnet_jax.data import classes
 from alexnet_jax.data.protocol import Source
 from alexnet_jax.data.sources import open_sources
@@ -69,7 +70,7 @@ def page(
                 "crop": shape_text(each.crop.shape),
                 "layers": [
                     _layer(walk, before, network, each)
-                    for walk, before in zip(each.layers, (None, *each.layers), strict=False)
+                    for walk, before in zip(each.layers, ("", *network.layers), strict=False)
                 ],
                 "unit": _unit(each, images, network),
                 "evidence": [_evidence(each, label) for label in each.classes],
@@ -125,9 +126,7 @@ def _square(top: int, left: int, size: int, pixels: np.ndarray) -> str:
 # --------------------------------------------------------------------------- layers
 
 
-def _layer(
-    walk: LayerWalk, before: LayerWalk | None, network: Any, each: Explanation
-) -> dict[str, Any]:
+def _layer(walk: LayerWalk, before: str, network: Any, each: Explanation) -> dict[str, Any]:
     """What the page shows of a layer."""
     row, layer, model = walk.count, walk.count.layer, network.config.model
     steps = [
@@ -140,7 +139,7 @@ def _layer(
         "steps": steps,
         "parameters": f"{row.parameters:,}",
         "macs": f"{row.macs:,}",
-        "crosses": crosses(walk, before, model.towers),
+        "crosses": crosses(row, before, model.towers),
         "towers": [] if layer.last else _towers(walk, model),
         "logits": [
             (each.name(i), float(walk.output[i]), float(each.probabilities[i]))
@@ -198,18 +197,24 @@ def _units(values: np.ndarray, label: str) -> tuple[str, str]:
     return pages.grey(filled.reshape(-1, width)), text
 
 
-def crosses(walk: LayerWalk, before: LayerWalk | None, towers: int) -> str:
-    """What the towers send each other for a layer, in words and numbers of the table."""
+def crosses(row: LayerCount, before: str, towers: int) -> str:
+    """What the towers send each other for a layer, in words and numbers of the table.
+
+    Args:
+      row: of the table.
+      before: the name of the layer before it; empty if it is the first.
+      towers: number of towers.
+    """
     if towers == 1:
         return ""
-    row, exchanged = walk.count, f"{walk.count.exchanged:,}"
-    if before is None:
+    exchanged = f"{row.exchanged:,}"
+    if not before:
         text = "Every tower sees the whole image: nothing crosses (section 3.2)."
     elif row.layer.exchange == "none":
         text = "Each tower sees its own maps only: nothing crosses (section 3.2)."
     elif row.layer.exchange == "inputs":
         text = (
-            f"The towers meet: each receives the outputs of {before.name} of the other"
+            f"The towers meet: each receives the outputs of {before} of the other"
             f"{'s' if towers > 2 else ''}, {exchanged} values per image (section 3.2)."
         )
     elif row.layer.last:
@@ -244,7 +249,7 @@ def _label(name: str, model: ConfigDict) -> str:
     return _NAMES.get(name, name)
 
 
-def about(name: str, row: Any, model: Any) -> str:
+def about(name: str, row: LayerCount, model: ConfigDict) -> str:
     """What a layer or an operation does, in a sentence with the section of the paper.
 
     Args:
