@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from alexnet_jax.cli.main import VERBS, main
 from alexnet_jax.model.tower import build_tower, draw_parameters
@@ -113,6 +114,8 @@ def place(tmp_path_factory):
     (root / "waves.py").write_text(next(block for block in blocks if "class Waves" in block))
     found = column.from_towers(config, {"params": params}, mean, ())
     files.write(found, root / "network.onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
+    Image.fromarray(noise).save(root / "photo.jpg")
     return root
 
 

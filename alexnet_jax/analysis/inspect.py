@@ -24,8 +24,8 @@ def layer_table(config: ConfigDict) -> str:
             (
                 layer.name,
                 kernels,
-                _shape(row.out_shape),
-                _shape(row.next_shape),
+                shape_text(row.out_shape),
+                shape_text(row.next_shape),
                 f"{row.parameters:,}",
                 f"{row.macs:,}",
                 f"{row.exchanged + row.halo:,}" if row.exchanged + row.halo else "-",
@@ -189,7 +189,8 @@ def field_table(group: str = "", markdown: bool = False) -> str:
     return "\n".join(rows)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Such as `13 x 13 x 384`."""
     return " x ".join(str(n) for n in shape)
 
 

@@ -1,23 +1,20 @@
 """One self-contained page for a run or a study: `report.html`, readable without a network."""
 
-import base64
 import dataclasses
 import io
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from PIL import Image
 
 from alexnet_jax import jsonfiles, paths
-from alexnet_jax.analysis import comparison, figures, study
+from alexnet_jax.analysis import comparison, figures, pages, study
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import five_best
 from alexnet_jax.errors import UsageError
@@ -67,7 +64,7 @@ def run_page(workdir: Path) -> str:
         about["images"] = seen_images(config, workdir)
     except UsageError as error:
         about["why_not"] = str(error)
-    return _render(
+    return pages.render(
         "run.html",
         title=workdir.resolve().name,
         summary=summary(config, env, events),
@@ -112,7 +109,7 @@ def study_page(folder: Path) -> str:
     ]
     env = next((env for env in environments if env), {})
     base = comparison.base_of(config)
-    return _render(
+    return pages.render(
         "study.html",
         title=config.title,
         header=header,
@@ -409,7 +406,7 @@ def thumbnails(config: ConfigDict, source: Any, indices: np.ndarray) -> dict[int
         image.thumbnail((128, 128))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        found[int(index)] = _uri("png", buffer.getvalue())
+        found[int(index)] = pages.uri("png", buffer.getvalue())
     return found
 
 
@@ -418,24 +415,7 @@ def thumbnails(config: ConfigDict, source: Any, indices: np.ndarray) -> dict[int
 
 def picture(figure: Figure) -> str:
     """A figure as a data URI, which needs no other file."""
-    return _uri("svg+xml", figures.svg(figure))
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _render(template: str, **values: Any) -> str:
-    loader = jinja2.FunctionLoader(
-        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text(
-            "utf-8"
-        )
-    )
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(**values)
+    return pages.uri("svg+xml", figures.svg(figure))
 
 
 def _json(path: Path) -> dict[str, Any]:

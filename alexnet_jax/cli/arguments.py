@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from absl import flags
@@ -56,6 +56,15 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_string, "", "Draws the towers into this file, as SVG.", {},
     ),
     "markdown": (flags.DEFINE_bool, False, "A table in Markdown, for the documentation.", {}),
+    "classes": (
+        flags.DEFINE_list, [],
+        "Names or numbers of classes whose evidence is shown besides that of the answer.", {},
+    ),
+    "unit": (
+        flags.DEFINE_string, "",
+        "A layer, or a layer and the number of a unit, such as conv3:17, whose images are shown.",
+        {},
+    ),
     "images": (
         flags.DEFINE_multi_string, [],
         "Files, folders or patterns; the word --images is not needed.", {},
@@ -110,7 +119,7 @@ def meaning(name: str) -> str:
 
 
 def parse(
-    verb: str, names: tuple[str, ...], arguments: list[str], optional_config: bool = False
+    verb: str, names: tuple[str, ...], arguments: list[str], optional: Collection[str] = ()
 ) -> flags.FlagValues:
     """Parses what was typed after a verb.
 
@@ -118,7 +127,8 @@ def parse(
       verb: the verb, for error messages.
       names: the names of the flags that it takes.
       arguments: the words that were typed.
-      optional_config: whether the config may be left out; it is an empty text then.
+      optional: the flags that may be left out although they have no default. A config is an empty
+        text then, and others are None.
 
     Raises:
       UsageError: a flag or a field is wrong; the message names it.
@@ -136,7 +146,7 @@ def parse(
     config = None
     if "config" in names:
         spec, typed = _without_config(typed)
-        if spec is None and not optional_config:
+        if spec is None and "config" not in optional:
             known = [word for word in arguments if word.partition(":")[0] in find.names()]
             hint = f"did you mean --config={known[0]}?" if known else f"{verb} needs it: {_CONFIG}"
             raise UsageError(f"--config is missing; {hint}")
@@ -161,7 +171,8 @@ def parse(
             flag[name].value = str(local(flag[name].value or "", f"--{name}"))
     for name in names:
         # Where a verb takes a workdir or a file, it checks by itself that one is given.
-        if flag[name].value is None and not (name == "workdir" and "weights" in names):
+        may_lack = name in optional or (name == "workdir" and "weights" in names)
+        if flag[name].value is None and not may_lack:
             raise UsageError(f"--{name} is missing; {verb} needs it: {meaning(name)}")
     return flag
 

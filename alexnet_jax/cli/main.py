@@ -15,7 +15,7 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +214,41 @@ def predict(flag: flags.FlagValues) -> int:
             print(writer.row(path, probabilities), flush=True)
         if summary := writer.summary():
             print(summary, file=sys.stderr if flag.format in ("json", "csv") else sys.stdout)
-    for line in (*failed, *unreadable.values()):
+    return _report((*failed, *unreadable.values()))
+
+
+def explain(flag: flags.FlagValues) -> int:
+    """Write one page that walks images through a network, layer by layer."""
+    from alexnet_jax.analysis import explain as pages
+    from alexnet_jax.data.image_files import image_paths
+
+    failed: list[str] = []
+    paths = image_paths(flag.images, failed.append)
+    if len(paths) > pages.MOST:
+        raise UsageError(f"{len(paths)} images: a page holds {pages.MOST} at most")
+    out = Path(flag.out or Path(flag.workdir or "") / "explain.html")
+    network, explanations = _network(flag), []
+    if flag.max_pixels:
+        network.config.data.max_pixels = flag.max_pixels
+    for path in paths:
+        try:
+            explanations.append(network.explain(path, flag.classes, flag.unit))
+        except UsageError as error:
+            failed.append(str(error))
+    if explanations:
+        among = pages.images_of(network.config, Path(flag.workdir) if flag.workdir else None)
+        text = pages.page(network, explanations, flag.workdir or flag.weights, among)
+        pages.write(out, text)
+        print(f"wrote {out}")
+    return _report(failed)
+
+
+def _report(failed: Iterable[str]) -> int:
+    """Prints each error once and returns the exit code."""
+    for line in (failed := dict.fromkeys(failed)):
         hint = "; --max_pixels=N allows more" if "config.data.max_pixels" in line else ""
         print(f"error: {line}{hint}", file=sys.stderr)
-    return 2 if failed or unreadable else 0
+    return 2 if failed else 0
 
 
 def _note_views(config: ConfigDict, views: int) -> None:
@@ -276,6 +307,11 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("workdir", "step", "weights", "views", "max_pixels", "format", "images"),
         "--workdir=runs/quickstart photo.jpg 'more/*.png'",
     ),
+    "explain": (
+        explain,
+        ("workdir", "step", "weights", "classes", "unit", "max_pixels", "out", "images"),
+        "--workdir=runs/quickstart photo.jpg",
+    ),
     "import": (
         export,
         ("workdir", "step", "weights", "out"),
@@ -306,6 +342,12 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 }
 
 
+_OPTIONAL = {
+    "study": ("config",),  # One that has a table is described in its folder.
+    "explain": ("out",),
+}
+
+
 def _start(config: ConfigDict) -> None:
     from alexnet_jax.config import validate
     from alexnet_jax.parallel import prepare_host
@@ -330,8 +372,7 @@ def _run(typed: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(usage(verb))
         return 0
-    # A study that has a table is described in its folder.
-    flag = arguments.parse(verb, VERBS[verb][1], rest, optional_config=verb == "study")
+    flag = arguments.parse(verb, VERBS[verb][1], rest, _OPTIONAL.get(verb, ()))
     return VERBS[verb][0](flag) or 0
 
 

@@ -6,6 +6,7 @@ The configuration holds the table (`config.model.layers`); this module reads it 
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -179,6 +180,58 @@ def _read_layer(model: ConfigDict, name: str, last: bool) -> Layer:
 def conv_size(size: int, layer: Layer) -> int:
     """Outputs of a convolution along one side: floor((size + padding - kernel) / stride) + 1."""
     return (size + sum(layer.padding) - layer.kernel) // layer.stride + 1
+
+
+def conv_text(size: int, layer: Layer) -> str:
+    """The arithmetic of `conv_size`, to be read: `(227 - 11) / 4 + 1 = 55`."""
+    padded = size + sum(layer.padding)
+    steps = f"({padded} - {layer.kernel}) / {layer.stride}"
+    if (padded - layer.kernel) % layer.stride:
+        steps = f"floor({steps})"
+    before = f"{size} + {sum(layer.padding)} = {padded}; " if padded > size else ""
+    return f"{before}{steps} + 1 = {conv_size(size, layer)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReceptiveField:
+    """The part of the image that the units of a layer's maps see.
+
+    Attributes:
+      size: side of the square that one unit sees, in pixels of the network's input.
+      stride: pixels between the squares of two neighbouring units.
+      start: first row and first column of the square of the first unit; negative where it reaches
+        over the border.
+    """
+
+    size: int
+    stride: int
+    start: int
+
+    def box(self, row: int, column: int, crop_size: int) -> tuple[int, int, int, int]:
+        """Top, left, bottom and right of what a unit sees of the crop, ends not included."""
+        first = [self.start + self.stride * place for place in (row, column)]
+        last = [min(place + self.size, crop_size) for place in first]
+        return max(first[0], 0), max(first[1], 0), last[0], last[1]
+
+
+def receptive_fields(layers: Iterable[Layer]) -> dict[str, ReceptiveField]:
+    """Receptive fields of every layer that makes maps, after its operations.
+
+    A window of k pixels, s apart, over units whose fields are r pixels wide and j apart, makes
+    fields of r + (k - 1) j pixels, s j apart.
+    """
+    found: dict[str, ReceptiveField] = {}
+    size, stride, start = 1, 1, 0
+    for layer in layers:
+        if layer.kind == "dense":
+            break
+        own = (layer.kernel, layer.stride, layer.padding[0])
+        for side, step, before in (own, *(op.reach() for op in layer.operations)):
+            start -= before * stride
+            size += (side - 1) * stride
+            stride *= step
+        found[layer.name] = ReceptiveField(size, stride, start)
+    return found
 
 
 def count(model: ConfigDict, crop_size: int) -> tuple[LayerCount, ...]:

@@ -317,6 +317,10 @@ class WithinMapNorm(Operation):
         """The same, of maps."""
         return of_maps(shape)
 
+    def reach(self) -> tuple[int, int, int]:
+        """See `Operation.reach`."""
+        return self.size, 1, self.size // 2
+
     def __call__(self, x: jax.Array, at: Site) -> jax.Array:
         """Normalizes over a square of each map."""
         del at

@@ -126,6 +126,20 @@ class Operation:
         """
         return shape
 
+    def shape_text(self, shape: Shape) -> str:
+        """The arithmetic of `shape` for one side of a map, to be read; empty if the side stays."""
+        del shape
+        return ""
+
+    def reach(self) -> tuple[int, int, int]:
+        """What one output of a map sees of that map.
+
+        Returns:
+          The side of a square in pixels, the pixels between two squares, and how many pixels the
+          first square reaches over the border at the top and on the left.
+        """
+        return 1, 1, 0
+
     def received(self, shape: Shape, towers: int) -> int:
         """Elements that each tower receives from others per image, in the forward pass.
 

@@ -229,6 +229,15 @@ class Pool(Operation):
         side = pooled_size(side, self.window, self.stride)
         return (side, side, channels)
 
+    def shape_text(self, shape: Shape) -> str:
+        """Such as `ceil((55 - 3) / 2) + 1 = 27`."""
+        side = self.shape(shape)[0]
+        return f"ceil(({shape[0]} - {self.window}) / {self.stride}) + 1 = {side}"
+
+    def reach(self) -> tuple[int, int, int]:
+        """See `Operation.reach`; a window reaches over the border only at the end."""
+        return self.window, self.stride, 0
+
     def __call__(self, x: jax.Array, at: Site) -> jax.Array:
         """Pools every map."""
         del at

@@ -18,6 +18,8 @@ from alexnet_jax.config.table import Layer, conv_size, read_layers
 from alexnet_jax.model import collectives, conv, dense, derivatives
 from alexnet_jax.model.operation import Operation, Site
 
+STAGES = "stages"
+
 
 def _identity(tree: Any) -> Any:
     return tree
@@ -31,6 +33,10 @@ class Tower(nn.Module):
     layer with `partial_sums` has the rows of this tower's inputs and every output. The values of an
     operation that follows a layer lie beside them, `[C]` each, as `OPERATION.NAME`; its running
     statistics, by the same names, in the collection `batch_stats`.
+
+    With `mutable=["intermediates"]`, `apply` also returns `{LAYER_out: (x,)}`, the output of each
+    layer after its operations; with `mutable=["stages"]`, `{LAYER: {"values": (x, ...)}}`, the
+    output of the layer itself, then that of each operation.
 
     Attributes:
       layers: the table of layers, with the operations that follow each.
@@ -104,7 +110,7 @@ class _Layer(nn.Module):
         sum_over_data: Callable[[Any], Any],
         frozen: bool,
     ) -> jax.Array:
-        x = self._layer(x)
+        x = self._stage(self._layer(x))
         for name, op in zip(self.layer.then, self.layer.operations, strict=True):
             with jax.named_scope(name):
                 statistics = {
@@ -125,10 +131,16 @@ class _Layer(nn.Module):
                     statistics={part: variable.value for part, variable in statistics.items()},
                     sum_over_data=sum_over_data,
                 )
-                x = op(x, at).astype(x.dtype)
+                x = self._stage(op(x, at).astype(x.dtype))
                 if at.training:
                     for part, variable in statistics.items():
                         variable.value = at.statistics[part]
+        return x
+
+    def _stage(self, x: jax.Array) -> jax.Array:
+        """Keeps a value for whoever makes the collection `stages` mutable; see `Tower`."""
+        if not self.is_initializing():  # All collections are mutable then.
+            self.sow(STAGES, "values", x)
         return x
 
     @staticmethod

@@ -16,13 +16,15 @@ from alexnet_jax import parallel
 from alexnet_jax.config import table
 from alexnet_jax.data import image_files, pipeline
 from alexnet_jax.data.inputs import Inputs
+from alexnet_jax.data.protocol import Source
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.collectives import TOWER
 from alexnet_jax.model.columns import merge_towers
 from alexnet_jax.model.derivatives import plain_derivatives
-from alexnet_jax.model.tower import Tower
+from alexnet_jax.model.tower import STAGES, Tower
 from alexnet_jax.paths import local
-from alexnet_jax.training import evaluate
+from alexnet_jax.training import evaluate, explanation
+from alexnet_jax.training.explanation import Explanation
 from alexnet_jax.training.predictions import Predictions
 from alexnet_jax.weights import files
 from alexnet_jax.weights.column import Column, from_towers
@@ -292,6 +294,69 @@ class Network:
         if layer not in self._steps:
             self._steps[layer] = placement.spread(step, ("tower", "batch"), "tower")
         return self._steps[layer]
+
+    # ------------------------------------------------------------------ one image, in depth
+
+    def explain(
+        self,
+        image: ArrayLike | str | Path,
+        classes: Sequence[int | str] = (),
+        unit: str = "",
+        among: Source | None = None,
+    ) -> Explanation:
+        """Follows one image through the network, layer by layer.
+
+        Args:
+          image: an array `[H, W, 3]` or `[H, W]` as in the class, or a file.
+          classes: names or numbers of classes whose evidence is sought besides that of the most
+            probable class; by default, the second.
+          unit: whose strongest images are sought, such as `conv3:17`, a layer and a number over all
+            towers; by default, the strongest for this image in the middle layer of maps.
+          among: the images that are searched for those that excite the unit most, such as
+            `alexnet_jax.data.sources.open_sources(net.config)["train"]`; None: none are.
+
+        Raises:
+          UsageError: the image cannot be read or is smaller than the crop, or there is no such
+            class or unit.
+        """
+        return explanation.explain(self, image, classes, unit, among)
+
+    def stages(self, images: ArrayLike) -> dict[str, list[np.ndarray]]:
+        """Returns the output of each layer itself, then that of each operation that follows it.
+
+        All images are computed at once.
+
+        Args:
+          images: see the class.
+
+        Returns:
+          By layer, one array more than it has operations, each in the form of `features`.
+
+        Raises:
+          UsageError: the images have another shape.
+        """
+        found = parallel.to_host(self._stages(self._on_one_device, _checked(images)))
+        return {
+            layer.name: [
+                x[0] if layer.last else np.concatenate(list(x), -1)
+                for x in found[layer.name]["values"]
+            ]
+            for layer in self.tower.layers
+        }
+
+    @functools.cached_property
+    def variants(self) -> dict[str, Any]:
+        """The network with one component switched off, or a text that says why it cannot be."""
+        return explanation.variants(self)
+
+    @functools.cached_property
+    def _stages(self) -> Callable[..., Any]:
+        def stages(variables: dict[str, Any], images: jax.Array) -> Any:
+            crops = self.inputs.centre(_coloured(images))
+            one = functools.partial(self.tower.apply, mutable=[STAGES])
+            return jax.vmap(lambda v: one(v, crops)[1][STAGES], axis_name=TOWER)(variables)
+
+        return jax.jit(stages)
 
     # ------------------------------------------------------------------ weights
 

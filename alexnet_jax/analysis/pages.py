@@ -1,0 +1,54 @@
+"""What pages share: templates, and pictures that need no other file."""
+
+import base64
+import io
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+_SMALL = 64
+"""Pixels of a side up to which a photograph is a PNG, drawn with sharp pixels."""
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template in `templates/`."""
+    loader = jinja2.FunctionLoader(
+        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text(
+            "utf-8"
+        )
+    )
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template(template).render(**values)
+
+
+def uri(kind: str, content: bytes) -> str:
+    """A picture of a kind, such as `png`, as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png(pixels: np.ndarray) -> str:
+    """Pixels, uint8 `[h, w, 3]` or grey `[h, w]`, as a data URI."""
+    return _encoded(pixels, "png")
+
+
+def photo(pixels: np.ndarray) -> str:
+    """A photograph, uint8 `[h, w, 3]`, as a data URI: small ones exactly, others as JPEG."""
+    return _encoded(pixels, "png" if max(pixels.shape) <= _SMALL else "jpeg")
+
+
+def grey(values: np.ndarray) -> str:
+    """Values `[h, w]` as a grey picture: the smallest is black and the largest is white."""
+    low, high = float(values.min()), float(values.max())
+    return png(np.rint(255 * (values - low) / (high - low or 1.0)).astype(np.uint8))
+
+
+def _encoded(pixels: np.ndarray, kind: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, quality=85, optimize=True)
+    return uri(kind, buffer.getvalue())
