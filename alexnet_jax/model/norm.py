@@ -289,6 +289,21 @@ class LocalResponseNorm(Operation):
         parts = graph.add("Split", x, outputs=at.towers, axis=1)
         return graph.add("Concat", *(graph.add("LRN", part, **constants) for part in parts), axis=1)
 
+    def torch(self, x: str, at: GraphSite) -> str:
+        """PyTorch divides alpha by n too; its even windows reach further back instead of forward."""
+        if not self.enabled:
+            return x
+        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size
+        turn = ".flip(1)" if self.size % 2 == 0 else ""
+
+        def of(part: str) -> str:
+            constants = f"{self.size}, alpha={alpha:.12g}, beta={self.beta}, k={self.k}"
+            return f"F.local_response_norm({part}{turn}, {constants}){turn}"
+
+        if self.across_towers or at.towers == 1:
+            return of(x)
+        return f"torch.cat([{of('tower')} for tower in {x}.chunk({at.towers}, 1)], 1)"
+
 
 @dataclasses.dataclass(frozen=True)
 class WithinMapNorm(Operation):
@@ -332,7 +347,7 @@ class WithinMapNorm(Operation):
         """Several nodes, since ONNX has none for it; the window is clipped at the border."""
         del at
         alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size**2
-        before, after = self.size // 2, self.size - 1 - self.size // 2
+        before, after = (self.size - 1) // 2, self.size // 2
         means = graph.add(
             "AveragePool", graph.add("Mul", x, x), kernel_shape=[self.size] * 2, strides=[1, 1],
             pads=[before, before, after, after], count_include_pad=1,
@@ -341,6 +356,15 @@ class WithinMapNorm(Operation):
         base = graph.add("Add", scaled, graph.constant(np.float32(self.k)))
         root = graph.add("Pow", base, graph.constant(np.float32(self.beta)))
         return graph.add("Div", x, root)
+
+    def torch(self, x: str, at: GraphSite) -> str:
+        """A mean over windows with zeros around the map."""
+        del at
+        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size**2
+        before, after = (self.size - 1) // 2, self.size // 2
+        padded = f"F.pad({x} * {x}, ({before}, {after}, {before}, {after}))"
+        means = f"F.avg_pool2d({padded}, {self.size}, 1)"
+        return f"{x} / ({self.k} + {alpha:.12g} * {means}) ** {self.beta}"
 
 
 OPERATIONS["lrn"] = LocalResponseNorm
