@@ -290,7 +290,7 @@ class LocalResponseNorm(Operation):
         return graph.add("Concat", *(graph.add("LRN", part, **constants) for part in parts), axis=1)
 
     def torch(self, x: str, at: GraphSite) -> str:
-        """PyTorch divides alpha by n too; its even windows reach further back instead of forward."""
+        """PyTorch divides alpha by n too; its even windows reach further back, not forward."""
         if not self.enabled:
             return x
         alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size

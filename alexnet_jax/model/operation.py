@@ -157,7 +157,6 @@ class Operation:
         del graph, x, at
         raise UsageError(f"cannot be exported to ONNX: {type(self).__name__} has no method onnx")
 
-
     def torch(self, x: str, at: GraphSite) -> str:
         """Returns a PyTorch expression, in which `F` is `torch.nn.functional`.
 
@@ -169,7 +168,8 @@ class Operation:
           UsageError: it cannot be exported.
         """
         del x, at
-        raise UsageError(f"cannot be exported to PyTorch: {type(self).__name__} has no method torch")
+        name = type(self).__name__
+        raise UsageError(f"cannot be exported to PyTorch: {name} has no method torch")
 
 
 def of_maps(shape: Shape) -> Shape:

@@ -39,11 +39,12 @@ def add_square(graph: Graph, images: str, data: ConfigDict, name: str) -> None:
     first = add("Add", halves, graph.constant(np.array([offset])))
     larger = add("Cast", add("Greater", wanted, sides), to=TensorProto.FLOAT)
     grows = add("Greater", add("ReduceMax", larger, keepdims=0), graph.constant(np.float32(0)))
+    scales = add("Div", *(add("Cast", n, to=TensorProto.FLOAT) for n in (sides, wanted)))
     shares = []
     for side in range(2):
         number = graph.constant(np.array(side))
-        old, new, start = (add("Gather", of, number) for of in (sides, wanted, first))
-        shares.append(_shares(graph, old, new, start, grows, data))
+        old, scale, start = (add("Gather", of, number) for of in (sides, scales, first))
+        shares.append(_shares(graph, old, scale, start, grows, data))
     colours = add(
         "Slice", images, graph.constant(np.array([0])), graph.constant(np.array([3])),
         graph.constant(np.array([3])),
@@ -51,16 +52,21 @@ def add_square(graph: Graph, images: str, data: ConfigDict, name: str) -> None:
     maps = add("Transpose", add("Cast", colours, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
     rows = add("MatMul", shares[0], maps)
     square = add("MatMul", rows, add("Transpose", shares[1], perm=[1, 0]))
+    if data.shrink == "area":  # Divided last, as in TensorFlow: sums over areas are often exact.
+        pixel = add("Reciprocal", add("ReduceProd", scales, keepdims=0))
+        square = add("Mul", square, add("Where", grows, graph.constant(np.float32(1)), pixel))
     add("Round", square, name=name)
 
 
-def _shares(graph: Graph, old: str, new: str, first: str, grows: str, data: ConfigDict) -> str:
+def _shares(graph: Graph, old: str, scale: str, first: str, grows: str, data: ConfigDict) -> str:
     """The shares of the old pixels of one side in the pixels of the crop: `[crop, old]`.
+
+    They add up to 1; of `area`, in units of old pixels, to the scale.
 
     Args:
       graph: to add nodes and constants to.
-      old: number of pixels before, a whole number.
-      new: the same after.
+      old: number of pixels before.
+      scale: the same for each pixel after.
       first: number of the crop's first pixel among the new ones.
       grows: whether a side of the image grows: the interpolation is `triangle` then.
       data: `config.data`.
@@ -73,7 +79,6 @@ def _shares(graph: Graph, old: str, new: str, first: str, grows: str, data: Conf
         found = add("Cast", found, to=TensorProto.FLOAT)
         return add("Unsqueeze", found, graph.constant(np.array([axis])))
 
-    scale = add("Div", *(add("Cast", n, to=TensorProto.FLOAT) for n in (old, new)))
     row = numbers(first, graph.constant(np.array(data.crop_size)), 1)
     column = numbers(graph.constant(np.array(0)), old, 0)
     radius = add("Max", scale, one)
@@ -81,13 +86,12 @@ def _shares(graph: Graph, old: str, new: str, first: str, grows: str, data: Conf
         radius = add("Where", grows, radius, one)
     centre = add("Mul", add("Add", row, half), scale)
     distance = add("Abs", add("Sub", add("Add", column, half), centre))
-    share = add("Sub", one, add("Div", distance, radius))
+    share = add("Max", add("Sub", one, add("Div", distance, radius)), zero)
+    total = add("ReduceSum", share, graph.constant(np.array([1])), keepdims=1)
+    share = add("Div", share, total)
     if data.shrink == "area":
         ends = [add("Add", place, one) for place in (column, row)]
         end = add("Min", ends[0], add("Mul", ends[1], scale))
         start = add("Max", column, add("Mul", row, scale))
-        share = add("Where", grows, share, add("Sub", end, start))
-    share = add("Max", share, zero)
-    total = add("ReduceSum", share, graph.constant(np.array([1])), keepdims=1)
-    return add("Div", share, total)
-
+        share = add("Where", grows, share, add("Max", add("Sub", end, start), zero))
+    return share

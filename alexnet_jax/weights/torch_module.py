@@ -6,6 +6,7 @@ the same names, so it loads the safetensors file that `weights.files` writes as 
 """
 
 import keyword
+import math
 from importlib import resources
 
 import jinja2
@@ -48,7 +49,8 @@ def to_source(column: Column, weights: str) -> str:
             )
         else:
             steps += ["x = x.flatten(1)"] if len(shape) == 3 else []
-            parts.append(f"{own} = nn.Linear({row.in_channels}, {row.out_shape[-1]})")
+            # Of all inputs: where towers do not exchange them, a column has zeros.
+            parts.append(f"{own} = nn.Linear({math.prod(shape)}, {row.out_shape[-1]})")
         steps.append(f"x = {own}(x)")
         shape = row.out_shape
         for name, op in zip(layer.then, layer.operations, strict=True):
