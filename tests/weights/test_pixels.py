@@ -38,7 +38,7 @@ def cuts(count, sides, seed=0):
 
 
 @pytest.fixture(scope="module")
-def column():
+def narrow():
     """A narrow network of the default layers, whose answers differ from image to image."""
     config = default()
     config.model.width, config.model.num_classes = 1 / 16, 20
@@ -114,32 +114,32 @@ def saved(folder, images):
     return paths
 
 
-def test_24_photographs_have_the_same_answers(column, tmp_path):
+def test_24_photographs_have_the_same_answers(narrow, tmp_path):
     """The files are lossless, and their short side is that of the run: nothing is resized."""
     pixels = cuts(24, lambda rng: (256, int(rng.integers(256, 400))))
-    compared(column, tmp_path, saved(tmp_path, pixels), pixels, 1e-4)
+    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels, 1e-4)
 
 
-def test_24_photographs_of_any_size_have_the_same_answers(column, tmp_path):
+def test_24_photographs_of_any_size_have_the_same_answers(narrow, tmp_path):
     """Half of them are enlarged. In 1 of 1,000 pixels one grey level is another: 1.4e-4 here."""
     pixels = cuts(24, lambda rng: tuple(rng.integers(180, 428, 2)))
-    compared(column, tmp_path, saved(tmp_path, pixels), pixels, 5e-4)
+    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels, 5e-4)
 
 
 @needs_data
-def test_24_photographs_in_jpeg_have_the_same_answers(column, tmp_path):
+def test_24_photographs_in_jpeg_have_the_same_answers(narrow, tmp_path):
     source = open_source("tfds:imagenet2012", "validation")
     encoded, _ = source.read(np.arange(24))
     paths = [tmp_path / f"{number:02}.jpg" for number in range(24)]
     for path, content in zip(paths, encoded, strict=True):
         path.write_bytes(content)
     pixels = [decode.decode(content).numpy() for content in encoded]
-    compared(column, tmp_path, paths, pixels, 1e-4)
+    compared(narrow, tmp_path, paths, pixels, 1e-4)
 
 
-def test_an_alpha_is_dropped_and_a_batch_has_one_size(column):
+def test_an_alpha_is_dropped_and_a_batch_has_one_size(narrow):
     pixels = np.stack(cuts(3, lambda rng: (270, 300)))
-    runs = session(to_graph(column, True))
+    runs = session(to_graph(narrow, True))
     (expected,) = runs.run(None, {"pixels": pixels})
     alpha = np.random.default_rng(0).integers(0, 256, (*pixels.shape[:3], 1), np.uint8)
     (transparent,) = runs.run(None, {"pixels": np.concatenate([pixels, alpha], 3)})
@@ -148,18 +148,18 @@ def test_an_alpha_is_dropped_and_a_batch_has_one_size(column):
         np.testing.assert_allclose(runs.run(None, {"pixels": image[None]})[0][0], row, atol=1e-6)
 
 
-def test_a_graph_says_what_it_takes_and_what_the_classes_are_called(column):
+def test_a_graph_says_what_it_takes_and_what_the_classes_are_called(narrow):
     for pixels, name, kind in (
         (False, "image", "tensor(float)"),
         (True, "pixels", "tensor(uint8)"),
     ):
-        model = to_graph(column, pixels)
+        model = to_graph(narrow, pixels)
         (given,) = session(model).get_inputs()
         assert (given.name, given.type) == (name, kind)
         assert "R, G, B" in model.graph.input[0].doc_string
         assert "classes" in model.graph.output[0].doc_string
         texts = {prop.key: prop.value for prop in model.metadata_props}
-        assert json.loads(texts["classes"]) == list(column.class_names)
+        assert json.loads(texts["classes"]) == list(narrow.class_names)
 
 
 def test_the_metadata_names_classes_as_predict_does():
@@ -176,12 +176,12 @@ def test_the_metadata_names_classes_as_predict_does():
         assert json.loads(texts["classes"]) == expected
 
 
-def test_a_graph_that_resizes_is_read_and_checked(column, tmp_path, capsys):
+def test_a_graph_that_resizes_is_read_and_checked(narrow, tmp_path, capsys):
     path = tmp_path / "net.onnx"
-    files.write(column, path, pixels=True)
+    files.write(narrow, path, pixels=True)
     again = files.read(path)
-    assert again.config.to_dict() == column.config.to_dict()
-    for name, array in column.arrays.items():
+    assert again.config.to_dict() == narrow.config.to_dict()
+    for name, array in narrow.arrays.items():
         np.testing.assert_array_equal(again.arrays[name], array)
     model = onnx.load(path)
     for change, says in (
@@ -197,7 +197,7 @@ def test_a_graph_that_resizes_is_read_and_checked(column, tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_pixels_are_of_onnx_alone(column, tmp_path):
+def test_pixels_are_of_onnx_alone(narrow, tmp_path):
     for suffix in ("safetensors", "py"):
         with pytest.raises(UsageError, match=r"only an \.onnx file takes pixels"):
-            files.write(column, tmp_path / f"net.{suffix}", pixels=True)
+            files.write(narrow, tmp_path / f"net.{suffix}", pixels=True)

@@ -1,7 +1,7 @@
 """What PyTorch makes of exported modules; run by Python with torch, without this project.
 
 Usage: torch_side.py FOLDER, in which NAME.py was exported for every NAME.npz with `images`, crops
-in uint8, and a whole `photo`. Writes NAME.out.npz.
+in uint8, and whole images, `photo0` and so on. Writes NAME.out.npz.
 """
 
 import importlib
@@ -21,7 +21,10 @@ for path in sorted(FOLDER.glob("*.npz")):
     with torch.no_grad():
         out = {"logits": net(images).numpy(), "classes": np.array(module.classes())}
         out["float"] = net(images.float()).numpy()
-        out["crop"] = module.preprocess(torch.from_numpy(given["photo"])).numpy()
+        for name in (name for name in given if name.startswith("photo")):
+            crop = module.preprocess(torch.from_numpy(given[name]))
+            out[f"crop of {name}"] = crop.numpy()
+            out[f"probabilities of {name}"] = net(crop[None]).softmax(1)[0].numpy()
         before = {name: value.clone() for name, value in net.state_dict().items()}
         net.train()
         out["training"] = np.stack([net(images).numpy() for _ in range(2)])
