@@ -77,7 +77,7 @@ def text(origin: Path) -> str:
     )
 
 
-def _errors(result: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def _errors(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """(split, images, views, top-1 error, top-5 error), the errors in percent."""
     return [
         (*split.split(", "), views, top1, top5)

@@ -43,14 +43,14 @@ def write(column: Column, path: Path, pixels: bool = False) -> None:
         raise UsageError(f"{path}: use one of {', '.join(WRITTEN)}")
     if pixels and path.suffix != ".onnx":
         raise UsageError(f"{path}: only an .onnx file takes pixels, whole images of any size")
-    contents: dict[Path, str | bytes] = {}
     if path.suffix == ".onnx":
-        contents[path] = to_graph(column, pixels).SerializeToString()
+        contents: dict[Path, str | bytes] = {path: to_graph(column, pixels).SerializeToString()}
     else:
         weights = path.with_suffix(".safetensors")
-        contents[weights] = save(column.arrays | {_MEAN: column.mean}, metadata.to_texts(column))
-    if path.suffix == ".py":
-        contents[path] = to_source(column, weights.name)
+        arrays = column.arrays | {_MEAN: column.mean}
+        contents = {weights: save(arrays, metadata.to_texts(column))}
+        if path.suffix == ".py":
+            contents[path] = to_source(column, weights.name)
     for place, content in contents.items():
         try:
             paths.write(place, content)
