@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN = .venv/bin/python
 
-.PHONY: quickstart test test-all test-compile test-pages mutants lint docs bench package clean .venv
+.PHONY: quickstart test test-all test-compile test-torch test-pages mutants lint docs bench package clean .venv
 
 quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
 	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
@@ -12,10 +12,13 @@ test: .venv/done  ## Run the tests.
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not compile'
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not compile and not torch'
 
 test-compile: .venv-compile/done  ## Compile for GPUs and TPUs that are not here: 1.4 GB, minutes.
 	.venv-compile/bin/python -m pytest -m compile tests/compile
+
+test-torch: .venv/done benchmarks/.venv/done  ## Run exported modules in PyTorch, which is installed beside the project.
+	$(RUN) -m pytest -m torch tests/weights/test_torch.py
 
 test-pages: .venv/done  ## Run the examples of the documentation, as CI does after the tests.
 	$(RUN) -m pytest -m 'slow or not slow' tests/test_docs.py tests/test_device.py

@@ -1,8 +1,11 @@
 """What the documents promise is there."""
 
 import ast
+import http.client
 import importlib
+import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,54 @@ def test_lines_are_counted_without_imports_comments_and_blanks():
     from benchmarks.lines.count import lines
 
     assert lines("import a\nfrom b import c\n\n# Why.\nfor x in y:\n    # Again.\n    z(x)\n") == 2
+
+
+@pytest.fixture
+def exported(elsewhere):
+    """`network.onnx`, which resizes, and `photo.png`; returns what `predict` says of it."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    from alexnet_jax.training import origin as trained
+    from tests.weights.test_weights import changed, network
+
+    net = trained.of_column(network(changed(data__image_size=40))[1])
+    net.save("network.onnx", pixels=True)
+    Image.fromarray(load_sample_images().images[0][:300, :350]).save("photo.png")
+    return net.predict("photo.png")[0]
+
+
+def test_the_example_of_onnxruntime_runs_as_it_stands(exported, elsewhere, capsys):
+    exec(compile(python_of("onnxruntime.md"), "docs/onnxruntime.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{probability:6.1%}  {name}" for name, probability in exported]
+    names = json.loads((elsewhere / "classes.json").read_text())
+    assert names == [f"class {i}" for i in range(10)]
+
+
+def test_the_server_of_the_page_answers_as_predict_does(exported, elsewhere):
+    names, code = {"__name__": "server"}, python_of("server.md")
+    assert len([line for line in code.splitlines() if line.strip()]) < 30
+    exec(compile(code.replace("8000", "0"), "docs/server.md", "exec"), names)
+    server = names["server"]
+    names["Classify"].log_message = lambda *_: None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        port = server.server_address[1]
+
+        def posted(body):
+            connection = http.client.HTTPConnection("localhost", port, timeout=60)
+            connection.request("POST", "/", body)
+            answer = connection.getresponse()
+            found = answer.status, answer.read()
+            connection.close()
+            return found
+
+        status, body = posted((elsewhere / "photo.png").read_bytes())
+        best = [(row["class"], row["probability"]) for row in json.loads(body)["best"]]
+        assert status == 200 and [name for name, _ in best] == [name for name, _ in exported]
+        assert [p for _, p in best] == pytest.approx([p for _, p in exported], abs=1e-3)
+        assert posted(b"nothing that is an image")[0] == 400
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -66,9 +66,10 @@ def test_a_wheel_holds_every_file_and_no_other(installed):
     about = {name for name in found if ".dist-info/" in name}
     assert found - about == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in about)
-    assert {"py.typed", "analysis/templates/run.html", "experiments/studies/components.py"} <= {
-        name.removeprefix("alexnet_jax/") for name in found
-    }
+    assert {
+        "py.typed", "analysis/templates/run.html", "analysis/templates/card.md.jinja",
+        "weights/templates/module.py.jinja", "experiments/studies/components.py",
+    } <= {name.removeprefix("alexnet_jax/") for name in found}  # fmt: skip
 
 
 def test_a_wheel_needs_no_tools_of_development_and_names_its_command(wheel):

@@ -28,6 +28,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_string, "",
         "Instead of a workdir: a file of weights, .safetensors or .onnx.", {},
     ),
+    "pixels": (
+        flags.DEFINE_bool, False,
+        "An .onnx file resizes images itself: its input is uint8 [N, height, width, 3].", {},
+    ),
     "out": (flags.DEFINE_string, None, "The file or folder to write.", {}),
     "views": (
         flags.DEFINE_enum, "1", "Views per image: 1 is the centre crop; 9 or 10 adds the others.",

@@ -259,14 +259,24 @@ def _note_views(config: ConfigDict, views: int) -> None:
 
 
 def export(flag: flags.FlagValues) -> None:
-    """Write a network, of a workdir or a file, as OUT.safetensors or OUT.onnx."""
+    """Write a network: OUT.safetensors, OUT.onnx, OUT.py (PyTorch) or OUT.md (its model card)."""
     from alexnet_jax.weights import files
 
     out = Path(flag.out)
-    if out.suffix not in files.SUFFIXES:
-        raise UsageError(f"--out={out}: use one of {', '.join(files.SUFFIXES)}")
-    _network(flag).save(out)
-    print(f"wrote {out}")
+    if out.suffix not in (kinds := (*files.WRITTEN, ".md")):
+        raise UsageError(f"--out={out}: use one of {', '.join(kinds)}")
+    if flag.pixels and out.suffix != ".onnx":
+        raise UsageError(f"--pixels: of an .onnx file, and not of --out={out}")
+    if out.suffix == ".md":
+        if flag.step:
+            raise UsageError(f"--step={flag.step}: a model card is about the final weights")
+        from alexnet_jax.analysis import card
+
+        card.write(_origin(flag), out)
+    else:
+        _network(flag).save(out, flag.pixels)
+    beside = f" and {out.with_suffix('.safetensors')}" if out.suffix == ".py" else ""
+    print(f"wrote {out}{beside}")
 
 
 def doctor(flag: flags.FlagValues) -> int:
@@ -279,13 +289,18 @@ def doctor(flag: flags.FlagValues) -> int:
     return 2 if any(finding.advice and finding.needed for finding in found) else 0
 
 
-def _network(flag: flags.FlagValues):
-    """The network of --workdir or --weights, whichever is given."""
+def _origin(flag: flags.FlagValues) -> Path:
+    """What --workdir or --weights names, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
         raise UsageError("give one of --workdir, a run, and --weights, a file")
+    return Path(flag.workdir or flag.weights)
+
+
+def _network(flag: flags.FlagValues):
+    """The network of --workdir or --weights, whichever is given."""
+    origin = _origin(flag)
     from alexnet_jax.training import origin as trained
 
-    origin = Path(flag.workdir or flag.weights)
     config = trained.config_of(origin)
     _start(config)
     return trained.load(origin, step=flag.step, placement=config.placement)
@@ -314,13 +329,13 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "import": (
         export,
-        ("workdir", "step", "weights", "out"),
+        ("workdir", "step", "weights", "pixels", "out"),
         "--weights=bvlcalexnet.onnx --out=caffe.safetensors",
     ),
     "export": (
         export,
-        ("workdir", "step", "weights", "out"),
-        "--workdir=runs/quickstart --out=network.onnx",
+        ("workdir", "step", "weights", "pixels", "out"),
+        "--workdir=runs/quickstart --out=network.onnx --pixels",
     ),
     "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
     "study": (

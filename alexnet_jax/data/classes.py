@@ -37,6 +37,11 @@ def five_best(
     return [(name, 100 * probability, number == label) for number, name, probability in found]
 
 
+def shown_names(names: Sequence[str], count: int) -> list[str]:
+    """What `count` classes are called: by `names` as `shown_name` gives them, or their numbers."""
+    return [shown_name(name) for name in names] if names else [str(i) for i in range(count)]
+
+
 def shown_name(name: str) -> str:
     """Returns `n01440764 tench` for `n01440764`, and other names unchanged."""
     return _wnids().get(name, name)

@@ -24,10 +24,12 @@ class Activation:
       function: of every element.
       onnx: the ONNX operator that computes it; or a function that adds several nodes to a graph,
         after its second argument, and returns the name of the last; empty if it cannot be exported.
+      torch: the name of PyTorch's function, such as `torch.tanh` or `F.silu`; or empty.
     """
 
     function: Callable[[jax.Array], jax.Array]
     onnx: str | Callable[[Graph, str], str] = ""
+    torch: str = ""
 
 
 @functools.partial(custom_vjp, plain=jax.nn.relu)
@@ -76,9 +78,20 @@ class Activate(Operation):
             raise UsageError("cannot be exported to ONNX: give its Activation(...) onnx=...")
         return graph.add(onnx, x) if isinstance(onnx, str) else onnx(graph, x)
 
+    def torch(self, x: str, at: GraphSite) -> str:
+        """Calls the activation's function.
 
-ACTIVATIONS["relu"] = Activation(relu, onnx="Relu")
-ACTIVATIONS["tanh"] = Activation(jnp.tanh, onnx="Tanh")
-ACTIVATIONS["sigmoid"] = Activation(jax.nn.sigmoid, onnx="Sigmoid")
+        Raises:
+          UsageError: the activation does not name it.
+        """
+        del at
+        if not self.activation.torch:
+            raise UsageError("cannot be exported to PyTorch: give its Activation(...) torch=...")
+        return f"{self.activation.torch}({x})"
+
+
+ACTIVATIONS["relu"] = Activation(relu, onnx="Relu", torch="F.relu")
+ACTIVATIONS["tanh"] = Activation(jnp.tanh, onnx="Tanh", torch="torch.tanh")
+ACTIVATIONS["sigmoid"] = Activation(jax.nn.sigmoid, onnx="Sigmoid", torch="torch.sigmoid")
 
 OPERATIONS["activation"] = Activate

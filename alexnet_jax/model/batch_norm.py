@@ -76,5 +76,12 @@ class BatchNorm(Operation):
         arrays += (at.statistics["mean"], at.statistics["variance"])
         return graph.add("BatchNormalization", x, *arrays, epsilon=self.epsilon)
 
+    def torch(self, x: str, at: GraphSite) -> str:
+        """PyTorch's, whose momentum is the share that changes, and which collects the unbiased."""
+        named = [at.statistics["mean"], at.statistics["variance"]]
+        named += [at.parameters["scale"], at.parameters["offset"]]
+        rest = f"self.training, {1 - self.momentum:.12g}, {self.epsilon}"
+        return f"F.batch_norm({x}, {', '.join(named)}, {rest})"
+
 
 OPERATIONS["batch_norm"] = BatchNorm

@@ -73,5 +73,13 @@ class Dropout(Operation):
             return x
         return graph.add("Mul", x, graph.constant(np.float32(1 - self.rate)))
 
+    def torch(self, x: str, at: GraphSite) -> str:
+        """PyTorch rescales in training: the other rule multiplies its result by the same again."""
+        del at
+        if self.rate == 0:
+            return x
+        rescaled = f"F.dropout({x}, {self.rate}, self.training)"
+        return rescaled if self.rescaled_in_training else f"{rescaled} * {1 - self.rate:.12g}"
+
 
 OPERATIONS["dropout"] = Dropout

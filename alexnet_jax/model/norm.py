@@ -282,12 +282,36 @@ class LocalResponseNorm(Operation):
         """One node, or one for each tower where windows stay inside; ONNX divides alpha by n."""
         if not self.enabled:
             return x
-        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size
-        constants = {"size": self.size, "alpha": alpha, "beta": self.beta, "bias": self.k}
-        if self.across_towers or at.towers == 1:
+        constants = {
+            "size": self.size, "alpha": self._alpha_of_mean(), "beta": self.beta, "bias": self.k
+        }  # fmt: skip
+        if (count := self._parts(at)) == 1:
             return graph.add("LRN", x, **constants)
-        parts = graph.add("Split", x, outputs=at.towers, axis=1)
+        parts = graph.add("Split", x, outputs=count, axis=1)
         return graph.add("Concat", *(graph.add("LRN", part, **constants) for part in parts), axis=1)
+
+    def torch(self, x: str, at: GraphSite) -> str:
+        """PyTorch divides alpha by n too; its even windows reach further back, not forward."""
+        if not self.enabled:
+            return x
+        turn = ".flip(1)" if self.size % 2 == 0 else ""
+
+        def of(part: str) -> str:
+            alpha = f"{self._alpha_of_mean():.12g}"
+            constants = f"{self.size}, alpha={alpha}, beta={self.beta}, k={self.k}"
+            return f"F.local_response_norm({part}{turn}, {constants}){turn}"
+
+        if (count := self._parts(at)) == 1:
+            return of(x)
+        return f"torch.cat([{of('tower')} for tower in {x}.chunk({count}, 1)], 1)"
+
+    def _alpha_of_mean(self) -> float:
+        """What multiplies the mean of the squares in a window, in place of their sum."""
+        return self.alpha if self.alpha_divided_by_size else self.alpha * self.size
+
+    def _parts(self, at: GraphSite) -> int:
+        """Equal parts of the channels that windows stay inside."""
+        return 1 if self.across_towers else at.towers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,8 +359,7 @@ class WithinMapNorm(Operation):
     def onnx(self, graph: Graph, x: str, at: GraphSite) -> str:
         """Several nodes, since ONNX has none for it; the window is clipped at the border."""
         del at
-        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size**2
-        before, after = self.size // 2, self.size - 1 - self.size // 2
+        alpha, before, after = self._of_means()
         means = graph.add(
             "AveragePool", graph.add("Mul", x, x), kernel_shape=[self.size] * 2, strides=[1, 1],
             pads=[before, before, after, after], count_include_pad=1,
@@ -345,6 +368,19 @@ class WithinMapNorm(Operation):
         base = graph.add("Add", scaled, graph.constant(np.float32(self.k)))
         root = graph.add("Pow", base, graph.constant(np.float32(self.beta)))
         return graph.add("Div", x, root)
+
+    def torch(self, x: str, at: GraphSite) -> str:
+        """A mean over windows with zeros around the map."""
+        del at
+        alpha, before, after = self._of_means()
+        padded = f"F.pad({x} * {x}, ({before}, {after}, {before}, {after}))"
+        means = f"F.avg_pool2d({padded}, {self.size}, 1)"
+        return f"{x} / ({self.k} + {alpha:.12g} * {means}) ** {self.beta}"
+
+    def _of_means(self) -> tuple[float, int, int]:
+        """What multiplies the mean of a window, and its pixels before and after its own."""
+        alpha = self.alpha if self.alpha_divided_by_size else self.alpha * self.size**2
+        return alpha, (self.size - 1) // 2, self.size // 2
 
 
 OPERATIONS["lrn"] = LocalResponseNorm

@@ -69,7 +69,7 @@ class GraphSite:
     Attributes:
       shape: of one image, before the operation.
       towers: number of towers, each of which has an equal part of the channels.
-      parameters: the names in the graph of the trained values, `[C]` each, by their own names.
+      parameters: what the trained values, `[C]` each, are called there, by their own names.
       statistics: the same of the running values.
     """
 
@@ -170,6 +170,20 @@ class Operation:
         """
         del graph, x, at
         raise UsageError(f"cannot be exported to ONNX: {type(self).__name__} has no method onnx")
+
+    def torch(self, x: str, at: GraphSite) -> str:
+        """Returns a PyTorch expression, in which `F` is `torch.nn.functional`.
+
+        Args:
+          x: name of the input, `[N, C, H, W]` or `[N, C]`.
+          at: where it is applied; `self.training` says whether in training.
+
+        Raises:
+          UsageError: it cannot be exported.
+        """
+        del x, at
+        name = type(self).__name__
+        raise UsageError(f"cannot be exported to PyTorch: {name} has no method torch")
 
 
 def of_maps(shape: Shape) -> Shape:

@@ -205,6 +205,7 @@ class Pool(Operation):
     }
     function: ClassVar[Callable[[jax.Array, int, int], jax.Array]]
     node: ClassVar[str]
+    torch_name: ClassVar[str]
 
     window: int
     stride: int
@@ -249,17 +250,22 @@ class Pool(Operation):
         window, stride = [self.window] * 2, [self.stride] * 2
         return graph.add(self.node, x, kernel_shape=window, strides=stride, pads=[0, 0, over, over])
 
+    def torch(self, x: str, at: GraphSite) -> str:
+        """PyTorch's own ceil rule; it takes no window that is larger than the map."""
+        window = min(self.window, at.shape[0])
+        return f"F.{self.torch_name}({x}, {window}, {self.stride}, ceil_mode=True)"
+
 
 class MaxPool(Pool):
     """`max_pool` of every map."""
 
-    function, node = max_pool, "MaxPool"
+    function, node, torch_name = max_pool, "MaxPool", "max_pool2d"
 
 
 class AvgPool(Pool):
     """`avg_pool` of every map."""
 
-    function, node = avg_pool, "AveragePool"
+    function, node, torch_name = avg_pool, "AveragePool", "avg_pool2d"
 
 
 OPERATIONS["max_pool"] = MaxPool

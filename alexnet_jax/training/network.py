@@ -394,17 +394,22 @@ class Network:
         """Returns the network as one column, the form in which files hold it."""
         return from_towers(self.config, self.variables, self.inputs.mean, self.class_names)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes a file of weights that `load` reads: .safetensors, or .onnx for other programs.
+    def save(self, path: str | Path, pixels: bool = False) -> Path:
+        """Writes a file of weights that `load` reads, .safetensors or .onnx, or a PyTorch module.
+
+        Args:
+          path: by its suffix; NAME.py is written with its weights beside it, NAME.safetensors.
+          pixels: whether the ONNX graph resizes images itself: its input is uint8 `[N, H, W, 3]`.
 
         Returns:
           The path.
 
         Raises:
-          UsageError: the suffix is another, or the file cannot be written.
+          UsageError: the suffix is another, the file cannot be written, or the format does not have
+            an operation of the network.
         """
         path = local(str(path), "path")
-        files.write(self.column(), path)
+        files.write(self.column(), path, pixels)
         return path
 
     def __repr__(self) -> str:

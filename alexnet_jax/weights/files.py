@@ -17,29 +17,45 @@ from alexnet_jax.weights.caffe import from_caffe
 from alexnet_jax.weights.column import Column
 from alexnet_jax.weights.graph_file import Constants, load
 from alexnet_jax.weights.onnx_graph import MEAN, check_exported, to_graph
+from alexnet_jax.weights.torch_module import to_source
 from alexnet_jax.weights.torchvision import from_torchvision, is_torchvision
 
 SUFFIXES = (".safetensors", ".onnx")
+"""Of the files that are read."""
+WRITTEN = (*SUFFIXES, ".py")
 _MEAN = f"input.{MEAN}"
 
 
-def write(column: Column, path: Path) -> None:
+def write(column: Column, path: Path, pixels: bool = False) -> None:
     """Writes `path`, by its suffix, wholly or not at all.
 
+    Args:
+      column: the network.
+      path: `NAME.safetensors`; `NAME.onnx`; or `NAME.py`, a PyTorch module, with its weights beside
+        it as `NAME.safetensors`.
+      pixels: whether an ONNX graph takes whole images, which it resizes (`to_graph`).
+
     Raises:
-      UsageError: the suffix is another, or the file cannot be written.
+      UsageError: the suffix is another, the file cannot be written, the format does not have an
+        operation of the network, or `pixels` is of no use in it.
     """
-    if path.suffix == ".safetensors":
-        about = {metadata.KEY: metadata.to_text(column)}
-        content = save(column.arrays | {_MEAN: column.mean}, about)
-    elif path.suffix == ".onnx":
-        content = to_graph(column).SerializeToString()
+    if path.suffix not in WRITTEN:
+        raise UsageError(f"{path}: use one of {', '.join(WRITTEN)}")
+    if pixels and path.suffix != ".onnx":
+        raise UsageError(f"{path}: only an .onnx file takes pixels, whole images of any size")
+    if path.suffix == ".onnx":
+        contents: dict[Path, str | bytes] = {path: to_graph(column, pixels).SerializeToString()}
     else:
-        raise UsageError(f"{path}: use one of {', '.join(SUFFIXES)}")
-    try:
-        paths.write(path, content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        weights = path.with_suffix(".safetensors")
+        arrays = column.arrays | {_MEAN: column.mean}
+        contents = {weights: save(arrays, metadata.to_texts(column))}
+        if path.suffix == ".py":
+            contents[path] = to_source(column, weights.name)
+    for place, content in contents.items():
+        try:
+            paths.write(place, content)
+        except OSError as error:
+            raise UsageError(f"cannot write {place}: {error.strerror}") from error
 
 
 def read(path: Path) -> Column:

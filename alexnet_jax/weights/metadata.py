@@ -6,11 +6,21 @@ import numpy as np
 
 from alexnet_jax import jsonfiles
 from alexnet_jax.config import from_json
+from alexnet_jax.data.classes import shown_names
 from alexnet_jax.errors import UsageError
 from alexnet_jax.weights.column import Column, checked
 
-KEY = "alexnet_jax"
-"""Name of the text in the metadata of a file."""
+KEY, CLASSES = "alexnet_jax", "classes"
+"""Names of the texts in the metadata of a file: for this project, and for every other program."""
+
+
+def to_texts(column: Column) -> dict[str, str]:
+    """The metadata of a file by name.
+
+    `CLASSES` is a JSON list of what `predict` calls the classes, in the order of the outputs.
+    """
+    names = shown_names(column.class_names, column.config.model.num_classes)
+    return {KEY: to_text(column), CLASSES: json.dumps(names)}
 
 
 def to_text(column: Column) -> str:

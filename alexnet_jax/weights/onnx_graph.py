@@ -12,42 +12,63 @@ from alexnet_jax.model.operation import GraphSite
 from alexnet_jax.weights import metadata
 from alexnet_jax.weights.column import Column
 from alexnet_jax.weights.graph_file import Constants, compare, named
+from alexnet_jax.weights.resize_graph import add_square
 
 MEAN = "mean"
 """The name of the mean image among the constants of a graph."""
 
 _OPSET = 17
 
-IMAGE, PROBABILITIES = "image", "probabilities"
-"""The names of the input and the output of a graph."""
+IMAGE, PIXELS, PROBABILITIES = "image", "pixels", "probabilities"
+"""The names of the input of a graph, of its input if it resizes images, and of its output."""
 
 
-def to_graph(column: Column) -> onnx.ModelProto:
+def to_graph(column: Column, pixels: bool = False) -> onnx.ModelProto:
     """The network from pixels to probabilities.
 
     The input is `image`, float32 `[N, 3, crop, crop]`, R, G, B in 0-255; the output is
     `probabilities`, `[N, classes]`. Towers are groups; LRN inside a tower is one node per tower.
 
+    Args:
+      column: the network.
+      pixels: whether the input is whole images instead, which the graph resizes and crops:
+        `pixels`, uint8 `[N, height, width, 3]`, or 4 with an alpha, which is dropped.
+
     Raises:
       UsageError: an operation cannot be exported; names it and the layer that it follows.
     """
     crop, classes = column.config.data.crop_size, column.config.model.num_classes
-    nodes, constants = nodes_of(column)
+    nodes, constants = nodes_of(column, pixels)
+    if pixels:
+        kind, shape = (PIXELS, TensorProto.UINT8), ["N", "height", "width", "colours"]
+        what = "Images of one size, any: R, G, B, and an alpha or none. The graph resizes them."
+    else:
+        kind, shape = (IMAGE, TensorProto.FLOAT), ["N", 3, crop, crop]
+        what = f"The crops of {crop} x {crop} pixels: R, G, B, grey levels from 0 to 255."
     made = helper.make_graph(
         nodes,
         "alexnet_jax",
-        [helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, ["N", 3, crop, crop])],
-        [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["N", classes])],
+        [helper.make_tensor_value_info(*kind, shape, what)],
+        [helper.make_tensor_value_info(
+            PROBABILITIES, TensorProto.FLOAT, ["N", classes],
+            f"Of the classes that the metadata {metadata.CLASSES} names, in their order.",
+        )],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
+    )  # fmt: skip
     result = helper.make_model(made, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
-    helper.set_model_props(result, {metadata.KEY: metadata.to_text(column)})
+    helper.set_model_props(result, metadata.to_texts(column))
     onnx.checker.check_model(result)
     return result
 
 
-def nodes_of(column: Column) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+def nodes_of(
+    column: Column, pixels: bool = False
+) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
     """The nodes of the graph of a network, in order, and its constants by name.
+
+    Args:
+      column: the network.
+      pixels: as in `to_graph`.
 
     Raises:
       UsageError: as `to_graph`.
@@ -55,6 +76,8 @@ def nodes_of(column: Column) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray
     config, model = column.config, column.config.model
     crop = config.data.crop_size
     builder = _Graph()
+    if pixels:
+        add_square(builder, PIXELS, config.data, IMAGE)
     mean = column.mean.reshape(1, 1, 1, 3) if column.mean.ndim == 1 else column.mean[None]
     x = builder.add("Sub", IMAGE, builder.constant(mean.transpose(0, 3, 1, 2), MEAN))
     x = builder.add("Mul", x, builder.constant(np.float32(config.data.scale)))
@@ -100,7 +123,8 @@ def check_exported(model: onnx.ModelProto, column: Column) -> None:
     Raises:
       UsageError: it is not; names the first node or constant that differs.
     """
-    nodes, wanted = nodes_of(column)
+    pixels = [value.name for value in model.graph.input] == [PIXELS]
+    nodes, wanted = nodes_of(column, pixels)
     what, constants = "the network that its metadata describes", Constants(model.graph)
     opsets = [(o.domain, o.version) for o in model.opset_import]
     if model.functions or opsets != [("", _OPSET)]:

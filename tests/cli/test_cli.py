@@ -151,6 +151,11 @@ def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monk
         (["predict", "a.jpg"], "give one of --workdir, a run, and --weights, a file"),
         (["predict", "--workdir=x", "--weights=y.onnx", "a.jpg"], "give one of --workdir"),
         (["export", "--workdir=x", "--out=a.txt"], "--out=a.txt: use one of .safetensors, .onnx"),
+        (
+            ["export", "--workdir=x", "--out=a.py", "--pixels"],
+            "--pixels: of an .onnx file, and not of --out=a.py",
+        ),
+        (["export", "--workdir=x", "--out=a.onnx", "--pixels=1.5"], "--pixels=1.5"),
     ],
 )
 def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkeypatch):
@@ -280,9 +285,13 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     assert rest == [Path("x"), 7]
     where = {"placement": default().placement}
     loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
-    assert loaded == (Path("x"), {"step": 4, **where}) and written == (Path("a.onnx"),)
+    assert loaded == (Path("x"), {"step": 4, **where}) and written == (Path("a.onnx"), False)
+    assert of("export", "--workdir=x", "--out=a.onnx", "--pixels")[1] == (Path("a.onnx"), True)
     loaded, written = of("import", "--weights=b.onnx", "--out=a.safetensors")
-    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (Path("a.safetensors"),)
+    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (
+        Path("a.safetensors"),
+        False,
+    )
     paths, loaded, asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
     assert paths[0] == ["a.jpg", "b"] and loaded == (Path("x"), {"step": 0, **where})
     assert asked == (["paths"], 9, {})

@@ -67,6 +67,10 @@ CONFIGS = {
         "model__layers__conv2__then": ("within_map_norm", "activation", "max_pool"),
         "model__within_map_norm__alpha": 0.5,
     },
+    "even windows within maps": {
+        "model__within_map_norm__size": 4, "model__within_map_norm__alpha": 0.5,
+        "model__layers__conv2__then": ("within_map_norm", "activation", "max_pool"),
+    },
     "lrn off, apart pools": {"model__lrn__enabled": False, "model__pool__window": 2},
 }  # fmt: skip
 
