@@ -13,6 +13,7 @@ import os
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -166,6 +167,7 @@ def leave(code: int, alone: bool = False) -> NoReturn:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if global_state.process_id == 0 and not alone:
             _wait_for_others(_LEFT)
+            time.sleep(_LISTEN_SECONDS)  # They said so before they end.
         elif global_state.process_id:
             _client().key_value_set(f"{_LEFT}/{global_state.process_id}", "")
     os._exit(code)
