@@ -1,6 +1,8 @@
 # Needs python3 (3.11 to 3.13) and make, nothing else.
 PYTHON ?= python3
 RUN = .venv/bin/python
+# What runs the commands, the notebook and the guests of the documentation, and draws pages.
+PAGES = tests/test_commands.py tests/test_guests.py tests/test_notebook.py tests/analysis/test_explain.py
 
 .PHONY: quickstart test test-all test-compile test-torch test-pages mutants lint docs bench package clean .venv
 
@@ -8,8 +10,8 @@ quickstart: .venv/done  ## Train the two-tower network on real digits: no downlo
 	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
 	$(RUN) -m alexnet_jax report --workdir=runs/quickstart
 
-test: .venv/done  ## Run the tests.
-	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: .venv/done  ## Run the tests, without those of test-pages: ten minutes on two cores.
+	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PAGES:%=--ignore=%)
 
 test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not compile and not torch'
@@ -22,6 +24,7 @@ test-torch: .venv/done benchmarks/.venv/done  ## Run exported modules in PyTorch
 
 test-pages: .venv/done  ## Run the examples of the documentation, as CI does after the tests.
 	$(RUN) -m pytest -m 'slow or not slow' tests/test_docs.py tests/test_device.py
+	$(RUN) -m pytest -n 2 --dist loadfile $(PAGES)
 
 mutants: .venv/done  ## Make one-line mistakes, one at a time: each must fail a test.
 	$(RUN) -m tests.mutants.run

@@ -174,6 +174,14 @@ def test_it_runs_as_written(here, page, command, capsys):
             [sys.executable, *words[1:]], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
+    elif words[:3] == ["python", "-m", "benchmarks.device"]:
+        # Without time for a measurement; test_device.py runs it whole.
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *words[1:], "--seconds=0"], env=environment, capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0 and (here / "runs/device/device.md").is_file(), done.stderr
     else:
         pytest.fail(f"{page}: no test knows how to run {command!r}")
 
