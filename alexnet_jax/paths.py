@@ -70,3 +70,15 @@ def write(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Writes a file that a user asked for, as `write` does.
+
+    Raises:
+      UsageError: the folder or its disk does not take it; names the file.
+    """
+    try:
+        write(path, content)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -73,7 +73,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_every_module_is_in_a_folder_or_at_the_base():
     base = {name.rpartition(".")[2] for name in NAMES if not folder(name)}
     assert base == {
-        "alexnet_jax", "__main__", "cache", "errors", "jsonfiles", "paths", "registry"
+        "alexnet_jax", "__main__", "cache", "errors", "jsonfiles", "paths", "registry", "templates"
     }  # fmt: skip
 
 

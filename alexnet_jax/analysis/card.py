@@ -5,15 +5,13 @@ unknown.
 """
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import jsonfiles, paths
+from alexnet_jax import jsonfiles, templates
 from alexnet_jax.analysis import report
 from alexnet_jax.config import table
 from alexnet_jax.data.classes import shown_names
@@ -24,19 +22,6 @@ from alexnet_jax.weights import files
 
 _LISTED = 20
 """Classes that are all written out; of more, the first ones are."""
-
-
-def write(origin: Path, path: Path) -> None:
-    """Writes the card of a workdir or a file of weights.
-
-    Raises:
-      UsageError: it is neither, or `path` cannot be written.
-    """
-    content = text(origin)
-    try:
-        paths.write(path, content)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def text(origin: Path) -> str:
@@ -51,14 +36,9 @@ def text(origin: Path) -> str:
     counts = table.count(config.model, config.data.crop_size)
     towers = config.model.towers
     stretched = config.data.resize == "stretch"
-    source = (resources.files("alexnet_jax.analysis") / "templates" / "card.md.jinja").read_text(
-        "utf-8"
-    )
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.from_string(source).render(
+    return templates.render(
+        "alexnet_jax.analysis",
+        "card.md.jinja",
         title=origin.resolve().stem,
         towers="one tower" if towers == 1 else f"{towers} towers",
         parameters=f"{sum(row.parameters for row in counts):,}",

@@ -2,14 +2,11 @@
 
 import itertools
 from html import escape
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from alexnet_jax import paths
 from alexnet_jax.analysis.inspect import SHORT
 from alexnet_jax.config import table
-from alexnet_jax.errors import UsageError
 
 _BOX, _GAP, _HEIGHT, _NOTE = 150, 50, 44, 280
 _STEP, _CROSS = 62, 92
@@ -84,18 +81,6 @@ def draw(config: ConfigDict) -> str:
         *parts,
         "</svg>\n",
     ])  # fmt: skip
-
-
-def write(config: ConfigDict, path: Path) -> None:
-    """Writes the drawing to a file.
-
-    Raises:
-      UsageError: it cannot be written.
-    """
-    try:
-        paths.write(path, draw(config))
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _notes(row: table.LayerCount, config: ConfigDict) -> list[str]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from alexnet_jax import paths
 from alexnet_jax.analysis import pages
 from alexnet_jax.analysis.inspect import shape_text
 from alexnet_jax.config.table import LayerCount
@@ -375,15 +374,3 @@ def _views(each: Explanation) -> list[dict[str, str]]:
              "same": own == answer, "answer": f"{100 * row[answer]:.0f}"}
         )  # fmt: skip
     return found
-
-
-def write(path: Path, text: str) -> None:
-    """Writes the page.
-
-    Raises:
-      UsageError: it cannot be written.
-    """
-    try:
-        paths.write(path, text)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error

@@ -2,29 +2,20 @@
 
 import base64
 import io
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 from PIL import Image
+
+from alexnet_jax import templates
 
 _SMALL = 64
 """Pixels of a side up to which a photograph is a PNG, drawn with sharp pixels."""
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """A page from a template in `templates/`."""
-    loader = jinja2.FunctionLoader(
-        lambda name: (resources.files("alexnet_jax.analysis") / "templates" / name).read_text(
-            "utf-8"
-        )
-    )
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template(template).render(**values)
+    return templates.render("alexnet_jax.analysis", template, html=True, **values)
 
 
 def uri(kind: str, content: bytes) -> str:

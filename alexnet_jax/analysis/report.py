@@ -45,10 +45,7 @@ def write(folder: Path) -> Path:
     else:
         raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
     path = folder / "report.html"
-    try:
-        paths.write(path, page)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    paths.write_output(path, page)
     return path
 
 

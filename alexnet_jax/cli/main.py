@@ -26,6 +26,7 @@ from alexnet_jax.cli import arguments
 from alexnet_jax.cli.arguments import EXAMPLE
 from alexnet_jax.config import find
 from alexnet_jax.errors import LOST_ANOTHER, Stopped, UsageError
+from alexnet_jax.paths import write_output
 
 _RESUME = "start all of them again with the same command: they resume from the last checkpoint"
 NOT_THE_SAME = 4
@@ -94,7 +95,7 @@ def inspect(flag: flags.FlagValues) -> None:
     if flag.diagram:
         from alexnet_jax.analysis import diagram
 
-        diagram.write(config, Path(flag.diagram))
+        write_output(Path(flag.diagram), diagram.draw(config))
         print(f"wrote {flag.diagram}")
         return
     print(layer_table(config))
@@ -238,7 +239,7 @@ def explain(flag: flags.FlagValues) -> int:
     if explanations:
         among = pages.images_of(network.config, Path(flag.workdir) if flag.workdir else None)
         text = pages.page(network, explanations, flag.workdir or flag.weights, among)
-        pages.write(out, text)
+        write_output(out, text)
         print(f"wrote {out}")
     return _report(failed)
 
@@ -272,7 +273,7 @@ def export(flag: flags.FlagValues) -> None:
             raise UsageError(f"--step={flag.step}: a model card is about the final weights")
         from alexnet_jax.analysis import card
 
-        card.write(_origin(flag), out)
+        write_output(out, card.text(_origin(flag)))
     else:
         _network(flag).save(out, flag.pixels)
     beside = f" and {out.with_suffix('.safetensors')}" if out.suffix == ".py" else ""

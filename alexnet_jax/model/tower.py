@@ -138,7 +138,7 @@ class _Layer(nn.Module):
         return x
 
     def _stage(self, x: jax.Array) -> jax.Array:
-        """Keeps a value for whoever makes the collection `stages` mutable; see `Tower`."""
+        """Keeps a value if the collection `stages` is mutable; see `Tower`."""
         if not self.is_initializing():  # All collections are mutable then.
             self.sow(STAGES, "values", x)
         return x

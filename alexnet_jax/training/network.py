@@ -345,7 +345,7 @@ class Network:
         }
 
     @functools.cached_property
-    def variants(self) -> dict[str, Any]:
+    def variants(self) -> dict[str, "Network | str"]:
         """The network with one component switched off, or a text that says why it cannot be."""
         return explanation.variants(self)
 

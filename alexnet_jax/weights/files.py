@@ -52,10 +52,7 @@ def write(column: Column, path: Path, pixels: bool = False) -> None:
         if path.suffix == ".py":
             contents[path] = to_source(column, weights.name)
     for place, content in contents.items():
-        try:
-            paths.write(place, content)
-        except OSError as error:
-            raise UsageError(f"cannot write {place}: {error.strerror}") from error
+        paths.write_output(place, content)
 
 
 def read(path: Path) -> Column:

@@ -7,10 +7,8 @@ the same names, so it loads the safetensors file that `weights.files` writes as 
 
 import keyword
 import math
-from importlib import resources
 
-import jinja2
-
+from alexnet_jax import templates
 from alexnet_jax.config import table
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.operation import GraphSite, Operation
@@ -68,14 +66,9 @@ def to_source(column: Column, weights: str) -> str:
                 raise UsageError(f"{name} after {layer.name} {error}") from error
             steps += [f"x = {step}"] if step != "x" else []
             shape = op.shape(shape)
-    text = (resources.files("alexnet_jax.weights") / "templates" / "module.py.jinja").read_text(
-        "utf-8"
-    )
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
-    return environment.from_string(text).render(
+    return templates.render(
+        "alexnet_jax.weights",
+        "module.py.jinja",
         weights=weights,
         towers="The two towers of 2012 are its groups." if model.towers == 2 else "",
         size=config.data.image_size,
