@@ -22,6 +22,8 @@ def hook(name, *rest, **more):
         os.kill(os.getpid(), int(os.environ["NUMBER"]))
     return before(name, *rest, **more)
 builtins.__import__ = hook
+# As at a terminal: a shell's background job inherits that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["alexnet_jax", *sys.argv[1:]]
 runpy.run_module("alexnet_jax", run_name="__main__", alter_sys=True)
 """
