@@ -10,6 +10,7 @@ Row = dict[str, Any]
 COLUMNS: dict[str, tuple[str, float, str]] = {
     "loss_difference": ("losses differ by", 1, ".1e"),
     "update_difference": ("updates differ by", 1, ".1e"),
+    "rounding_difference": ("by rounding alone", 1, ".1e"),
     "agrees": ("within tolerance", 1, ""),
     "same_bits": ("same bits again", 1, ""),
     "resumed_bits": ("same bits resumed", 1, ""),
@@ -36,7 +37,10 @@ COLUMNS: dict[str, tuple[str, float, str]] = {
 }
 """How the page calls a column, in which unit and how it writes a number there."""
 
-AGREEMENT = ("loss_difference", "update_difference", "agrees", "same_bits", "resumed_bits")
+AGREEMENT = (
+    "loss_difference", "update_difference", "rounding_difference", "agrees", "same_bits",
+    "resumed_bits",
+)  # fmt: skip
 TIMES = (
     "seconds", "least_seconds", "most_seconds", "host_seconds", "images_per_second",
     "ceiling_seconds", "limited_by", "share",
@@ -130,7 +134,8 @@ class Section:
 
 SMALL = Section(
     "The small network under each placement, beside the CPU",
-    "A few steps of 32 images from the same state, with dropout; differences are relative. A GPU "
+    "A few steps of 32 images from the same state, with dropout; differences are relative, of the "
+    "updates also when the first weights are rounded anew, on the CPU. A GPU "
     "promises the same bits with the deterministic option only.",
     (AGREEMENT,),
     functools.partial(agreement, "Small network"),
@@ -147,7 +152,8 @@ FULL = Section(
     "in `alexnet_jax/analysis/targets.py`. The peak in use is empty where an earlier program, or "
     "trying variants while compiling, had used more, and where the platform does not count it. "
     "Compiling takes less where the program is in JAX's cache from an earlier run. "
-    "Losses and updates are beside those of a CPU in float32, differences relative.",
+    "Losses and updates are beside those of a CPU in float32, differences relative; by rounding "
+    "alone: if there each first weight is the next float above or below.",
     (TIMES, MEMORY, AGREEMENT),
     full_network,
 )

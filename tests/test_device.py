@@ -66,26 +66,39 @@ def outcome(losses=(2.0, 1.0), weight=0.5):
 
 
 @pytest.mark.parametrize(
-    "found,arithmetic,agrees",
+    "found,arithmetic,rounding,agrees",
     [
-        (outcome(), "float32", True),
-        (outcome(losses=(2.0, 1.000005)), "float32", True),
-        (outcome(losses=(2.0, 1.00005)), "float32", False),
-        (outcome(losses=(2.0, 1.00005)), "bfloat16", True),
-        (outcome(losses=(2.0, float("nan"))), "bfloat16", False),
+        (outcome(), "float32", (0, 0), True),
+        (outcome(losses=(2.0, 1.000005)), "float32", (0, 0), True),
+        (outcome(losses=(2.0, 1.00005)), "float32", (0, 0), False),
+        (outcome(losses=(2.0, 1.00005)), "float32", (2e-5, 0), True),
+        (outcome(losses=(2.0, 1.00005)), "float32", (1e-5, 0), False),
+        (outcome(losses=(2.0, 1.00005)), "bfloat16", (0, 0), True),
+        (outcome(losses=(2.0, float("nan"))), "bfloat16", (0, 0), False),
         # The updates were of 0.5.
-        (outcome(weight=0.501), "float32", True),
-        (outcome(weight=0.505), "float32", False),
-        (outcome(weight=0.505), "high", True),
-        (outcome(weight=0.7), "bfloat16", False),
+        (outcome(weight=0.501), "float32", (0, 0), True),
+        (outcome(weight=0.505), "float32", (0, 0), False),
+        (outcome(weight=0.505), "float32", (0, 0.004), True),
+        (outcome(weight=0.505), "float32", (0, 0.003), False),
+        (outcome(weight=0.505), "high", (0, 0), True),
+        (outcome(weight=0.7), "bfloat16", (0, 0), False),
     ],
 )
-def test_a_perturbed_step_is_noticed(found, arithmetic, agrees):
+def test_a_perturbed_step_is_noticed(found, arithmetic, rounding, agrees):
     _, first = outcome(weight=0.0)
-    row = device.compare(found, outcome(), first, arithmetic)
+    row = device.compare(found, outcome(), first, arithmetic, rounding)
     assert row["agrees"] is agrees
     weight = found[1].params["a"][0, 0]
     assert row["update_difference"] == pytest.approx(abs(weight - 0.5) / 0.5, rel=1e-4)
+
+
+def test_rounding_moves_each_weight_to_a_neighbour():
+    weights = np.float32(np.random.default_rng(0).standard_normal((40, 50)))
+    first = TrainState(0, {"a": weights}, {}, {}, 1.0, 0)
+    moved = device.rounded(first).params["a"]
+    steps = moved.view(np.int32) - weights.view(np.int32)
+    assert set(np.unique(steps)) == {-1, 1} and moved.dtype == np.float32
+    assert abs(steps.mean()) < 0.1
 
 
 def test_bits_are_compared_and_not_numbers():
