@@ -340,8 +340,8 @@ def claims() -> list[Claim]:
 
 HEAD = """# Results
 
-What the paper (Krizhevsky, Sutskever and Hinton, 2012), the article "大话CNN经典模型：AlexNet" and the
-original source claim, beside what was measured here. This page is written by `python
+What the paper (Krizhevsky, Sutskever and Hinton, 2012), the article "大话CNN经典模型：AlexNet" and
+the original source claim, beside what was measured here. This page is written by `python
 results/claims.py` from the logs in this folder.
 
 Differences are in points of top-1 error, from the same network with the part, over runs of equal
