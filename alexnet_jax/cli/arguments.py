@@ -26,7 +26,13 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     ),
     "weights": (
         flags.DEFINE_string, "",
-        "Instead of a workdir: a file of weights, .safetensors or .onnx.", {},
+        "Instead of a workdir: a file of weights, .safetensors or .onnx, or the name of a network.",
+        {},
+    ),
+    "dtype": (
+        flags.DEFINE_enum, "float32",
+        "The type of the numbers in a .safetensors file; float16 halves its size.",
+        {"enum_values": ["float32", "float16"]},
     ),
     "pixels": (
         flags.DEFINE_bool, False,
