@@ -52,6 +52,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},
     ),
+    "source": (
+        flags.DEFINE_string, "",
+        "Another data set of the same classes than that of the run, such as folder:PATH.", {},
+    ),
     "json": (flags.DEFINE_bool, False, "JSON, for programs.", {}),
     "format": (
         flags.DEFINE_enum, "text",

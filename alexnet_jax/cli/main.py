@@ -53,6 +53,8 @@ def evaluate(flag: flags.FlagValues) -> None:
 
     origin = _origin(flag)
     config = config_of(origin)
+    if flag.source:
+        config.data.source = flag.source
     _start(config)
     _note_views(config, int(flag.views))
     fields = evaluate_workdir(config, origin, int(flag.views), flag.split, flag.step)
@@ -318,7 +320,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "evaluate": (
         evaluate,
-        ("workdir", "step", "weights", "views", "split"),
+        ("workdir", "step", "weights", "views", "source", "split"),
         "--workdir=runs/quickstart --views=10",
     ),
     "predict": (

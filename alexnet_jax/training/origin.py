@@ -35,7 +35,8 @@ def config_of(origin: str | Path) -> ConfigDict:
     except OSError as error:
         raise UsageError(
             f"{origin}: {error.strerror}: name a folder that `train` wrote, a file "
-            f"({', '.join(files.SUFFIXES)}) or a network of the package ({', '.join(named.names())})"
+            f"({', '.join(files.SUFFIXES)}) or a network of the package "
+            f"({', '.join(named.names())})"
         ) from error
     return read_config(origin)
 
