@@ -2,7 +2,7 @@
 
 Commands are the lines of fenced blocks without a language. They run page after page in one folder,
 as a reader would type them, with what makes them small appended; placeholders are there by their
-names: a folder PATH, and tiny data sets under the names of the real ones.
+names: a folder PATH, and tiny data sets and networks under the names of the real ones.
 """
 
 import os
@@ -20,7 +20,7 @@ from PIL import Image
 
 from alexnet_jax.cli.main import VERBS, main
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.weights import column, files
+from alexnet_jax.weights import column, files, named
 from tests.support import png_folder, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +118,8 @@ def place(tmp_path_factory):
     (root / "waves.py").write_text(next(block for block in blocks if "class Waves" in block))
     found = column.from_towers(config, {"params": params}, mean, ())
     files.write(found, root / "network.onnx")
+    (root / "networks").mkdir()
+    files.write(found, root / "networks" / "imagenette.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(noise).save(root / "photo.jpg")
     return root
@@ -137,6 +139,7 @@ def test_there_are_commands_and_of_every_verb():
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr(named, "FOLDER", place / "networks")
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tensorflow_datasets"))
     return place
 

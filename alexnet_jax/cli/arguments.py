@@ -28,7 +28,13 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     ),
     "weights": (
         flags.DEFINE_string, "",
-        "Instead of a workdir: a file of weights, .safetensors or .onnx.", {},
+        "Instead of a workdir: a file of weights, .safetensors or .onnx, or the name of a network.",
+        {},
+    ),
+    "dtype": (
+        flags.DEFINE_enum, "float32",
+        "The type of the numbers in a .safetensors file; float16 halves its size.",
+        {"enum_values": ["float32", "float16"]},
     ),
     "pixels": (
         flags.DEFINE_bool, False,
@@ -47,6 +53,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "split": (
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},
+    ),
+    "source": (
+        flags.DEFINE_string, "",
+        "Another data set of the same classes than that of the run, such as folder:PATH.", {},
     ),
     "json": (flags.DEFINE_bool, False, "JSON, for programs.", {}),
     "format": (

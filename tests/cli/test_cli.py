@@ -156,6 +156,7 @@ def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monk
             "--pixels: of an .onnx file, and not of --out=a.py",
         ),
         (["export", "--workdir=x", "--out=a.onnx", "--pixels=1.5"], "--pixels=1.5"),
+        (["export", "--workdir=x", "--out=a.safetensors", "--dtype=int8"], "--dtype=int8"),
     ],
 )
 def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkeypatch):
@@ -282,17 +283,15 @@ def test_what_is_typed_reaches_the_work(called, capsys, tmp_path):
     assert config.seed == 5 and rest == [Path("x"), (2, 3)]
     ((_, *rest),) = of("evaluate", "--workdir=x", "--views=10", "--split=train", "--step=4")
     assert rest == [Path("x"), 10, "train", 4]
+    assert of("evaluate", "--weights=imagenette")[0][1] == Path("imagenette")
     ((_, *rest),) = of("verify", "--workdir=x", "--until=7")
     assert rest == [Path("x"), 7]
     where = {"placement": default().placement}
-    loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
-    assert loaded == (Path("x"), {"step": 4, **where}) and written == (Path("a.onnx"), False)
-    assert of("export", "--workdir=x", "--out=a.onnx", "--pixels")[1] == (Path("a.onnx"), True)
-    loaded, written = of("import", "--weights=b.onnx", "--out=a.safetensors")
-    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (
-        Path("a.safetensors"),
-        False,
-    )
+    loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx", "--pixels")
+    onnx, half = (Path("a.onnx"), True, "float32"), (Path("a.safetensors"), False, "float16")
+    assert loaded == (Path("x"), {"step": 4, **where}) and written == onnx
+    loaded, written = of("import", "--weights=b.onnx", "--dtype=float16", "--out=a.safetensors")
+    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == half
     paths, loaded, asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
     assert paths[0] == ["a.jpg", "b"] and loaded == (Path("x"), {"step": 0, **where})
     assert asked == (["paths"], 9, {})
