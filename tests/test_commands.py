@@ -122,6 +122,8 @@ def place(tmp_path_factory):
     files.write(found, root / "networks" / "imagenette.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(noise).save(root / "photo.jpg")
+    (root / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "photograph.jpg", root / "docs")
     return root
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import jsonfiles, paths
 from alexnet_jax.analysis import comparison, figures, images, outcomes, pages, published, study
+from alexnet_jax.analysis.headline import evaluated, percent, sentence
 from alexnet_jax.config import default, leaves
 from alexnet_jax.data.classes import BEST
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import log
 from alexnet_jax.training import workdir as workdirs
-from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
+from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned
 
 PAGE = "report.html"
 _CLASSES = 20
@@ -76,7 +77,7 @@ def run_page(workdir: Path) -> tuple[str, dict[str, bytes]]:
         "run.html",
         title=workdir.resolve().name,
         about=about(config, events),
-        headline=headline(result, events),
+        headline=sentence(result, events),
         beside=[guessing(config.model.num_classes), *in_2012(config, names)],
         top5=config.model.num_classes > BEST,
         results=results(result, events),
@@ -210,29 +211,6 @@ def _links(folder: Path, table: comparison.Table) -> list[tuple[str, list[tuple[
 # --------------------------------------------------------------------------- text
 
 
-def headline(result: dict, events: list[Event]) -> str:
-    """The result in a sentence: of the test, or of the last evaluation of another split."""
-    split, fields = next(_evaluated(result, events), ("", {}))
-    if not fields:
-        return "Not evaluated yet"
-    kind = {"train": "training"}.get(split, split)
-    error = percent(100 * fields["top1_error"])
-    tested = pages.count(fields["num_examples"], f"{kind} image")
-    right = f"{100 - float(error):.1f} % right on {tested}"
-    views = [
-        f"{percent(100 * fields[name])} % over {word} views"
-        for number, word in ((9, "nine"), (10, "ten"))
-        if (name := f"top1_error_{number}_views") in fields
-    ]
-    text = f"{right}; {', '.join([f'{error} % top-1 error', *views])}"
-    return text if result else f"{text}; the run has not ended"
-
-
-def percent(value: float) -> str:
-    """A number with one decimal, and one below 1 with two."""
-    return f"{value:.2f}" if 0 < value < 1 else f"{value:.1f}"
-
-
 def guessing(classes: int) -> str:
     """What chance alone gives."""
     right = 100 / classes
@@ -347,7 +325,7 @@ def results(result: dict, events: list[Event]) -> list[tuple[str, str, str, str]
     They are those of `result.json`, or of the last evaluation in the log for other splits.
     """
     rows = []
-    for split, fields in _evaluated(result, events):
+    for split, fields in evaluated(result, events):
         for views in (1, 9, 10):
             name = "" if views == 1 else f"_{views}_views"
             if f"top1_error{name}" in fields:
@@ -360,7 +338,7 @@ def other_metrics(result: dict, events: list[Event]) -> list[tuple[str, str, str
     """(split, metric, value) of the same evaluations, for the metrics of `evaluate.metrics`."""
     return [
         (_images_of(split, fields), name, f"{value:.4f}")
-        for split, fields in _evaluated(result, events)
+        for split, fields in evaluated(result, events)
         for name, value in fields.get("metrics", {}).items()
     ]
 
@@ -373,14 +351,6 @@ def logged_metrics(events: list[Event]) -> list[str]:
 
 def _images_of(split: str, fields: dict[str, Any]) -> str:
     return f"{split}, {pages.count(fields['num_examples'], 'image')}"
-
-
-def _evaluated(result: dict, events: list[Event]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each split with the fields of its last evaluation."""
-    for split in ("test", "validation", "train"):
-        logged = (to_json(x) for x in events if isinstance(x, Evaluation) and x.split == split)
-        if fields := result.get(split) or next(iter(list(logged)[::-1]), None):
-            yield split, fields
 
 
 def changed_fields(config: ConfigDict) -> list[tuple[str, str, str]]:

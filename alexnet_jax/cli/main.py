@@ -40,10 +40,13 @@ def train(flag: flags.FlagValues) -> None:
     config, workdir = flag.config, Path(flag.workdir)
     profile = arguments.steps(flag.profile)
     _start(config)
+    from alexnet_jax.analysis.headline import sentence
+    from alexnet_jax.training import log
     from alexnet_jax.training.loop import train_and_evaluate
 
     result = train_and_evaluate(config, workdir, profile)
-    print(json.dumps(result, indent=2))
+    print(f"{sentence(result, log.read(workdir))}.")
+    print(f"All numbers: {workdir / 'result.json'}. A page: report --workdir={workdir}")
 
 
 def evaluate(flag: flags.FlagValues) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import alexnet_jax
-from alexnet_jax.analysis import comparison, images, report, study
+from alexnet_jax.analysis import comparison, headline, images, report, study
 from alexnet_jax.config import default, find
 from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.sources import open_sources
@@ -290,12 +290,12 @@ def test_results_are_of_the_final_test_or_of_the_last_one_in_the_log():
 )
 def test_the_result_is_a_sentence(fields, expected):
     log = [evaluation("validation", 1.0, 1.0, 0.25, 40), evaluation("train", 1.0, 1.0, 0.5, 9)]
-    assert report.headline({"test": fields}, log) == expected
-    assert report.headline({}, log) == (
+    assert headline.sentence({"test": fields}, log) == expected
+    assert headline.sentence({}, log) == (
         "75.0 % right on 40 validation images; 25.0 % top-1 error; the run has not ended"
     )
-    assert "on 9 training images" in report.headline({}, log[1:])
-    assert report.headline({}, []) == "Not evaluated yet"
+    assert "on 9 training images" in headline.sentence({}, log[1:])
+    assert headline.sentence({}, []) == "Not evaluated yet"
 
 
 @pytest.mark.parametrize(
