@@ -49,7 +49,12 @@ def png(figure: Figure, dots: int, few_colours: bool = False) -> bytes:
     figure.savefig(buffer, format="png", dpi=dots, metadata={"Software": None})
     image = Image.open(buffer).convert("RGB")
     if few_colours:
-        image = image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+        palette = image.quantize(256)
+        colours = np.array(palette.getpalette()).reshape(-1, 3)
+        colours[colours.min(1) > 244] = 255  # so that the background is white
+        palette.putpalette(colours.flatten().tolist())
+        # Pillow spreads the error of a pixel over its neighbours only with a given palette.
+        image = image.quantize(256, palette=palette)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -93,7 +98,7 @@ def run_curve(events: list[Event], name: str) -> Figure:
                 rotation=90, ha="right", va="top", fontsize=7.5, color=INK,
             )  # fmt: skip
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
-        axis.legend(fontsize=8, frameon=False)
+        axis.legend(fontsize=8, facecolor="white", framealpha=0.9, edgecolor="none")
         return figure
 
 

@@ -20,7 +20,7 @@ from alexnet_jax.training import workdir as workdirs
 ANSWERS = 8
 NEIGHBOURS = 6
 QUERIES = 5
-MISTAKES = 12
+MISTAKES = 10
 """The largest number of mistakes, and of right answers, that are shown."""
 _MOST_FEATURES = 10_000
 """Number of training images, from the first on, among which neighbours are searched."""
@@ -95,7 +95,8 @@ class Seen:
       classes: the errors of each class, the largest first.
       mistakes: test images of which the network is wrong, and most certain of it.
       right: for each class the test image that is recognized with most certainty.
-      answers: Figure 4 of the paper: (picture, class, [(class, percent, whether it is right)]).
+      answers: Figure 4 of the paper, of test images drawn at random: (picture, class,
+        [(class, percent, whether it is right)]).
       neighbours: (picture, class, [(picture, class)]), nearest first.
       confusion: a picture of the confusion matrix, or None with many classes.
       pairs: (true class, predicted class, count, images of the true class), most frequent first.
@@ -128,8 +129,8 @@ def look(config: ConfigDict, workdir: Path) -> Seen:
     run = load(workdir, placement=config.placement)
     names = classes.words(run.class_names)
     chosen = np.random.default_rng(0).permutation(sources["test"].num_examples)
-    # More than are shown, in place of those that cannot be read.
-    chosen = chosen[: ANSWERS + config.data.max_unreadable]
+    # More than are shown, for different classes and in place of those that cannot be read.
+    chosen = chosen[: 4 * ANSWERS + config.data.max_unreadable]
     kept: dict[int, Features] = {}
     parts: list[tuple[np.ndarray, ...]] = []
     count = 0
@@ -140,7 +141,7 @@ def look(config: ConfigDict, workdir: Path) -> Seen:
         parts.append((part.index, part.label, answer, part.probabilities.max(1)))
         count += len(part.label)
     index, label, answer, certainty = map(np.concatenate, zip(*parts, strict=True))
-    shown = [kept[place] for place in chosen.tolist() if place in kept][:ANSWERS]
+    shown = varied([kept[place] for place in chosen.tolist() if place in kept])[:ANSWERS]
     asked = shown[:QUERIES]
     near = nearest(
         [row.features for row in asked],
@@ -191,6 +192,13 @@ def look(config: ConfigDict, workdir: Path) -> Seen:
 
 
 # --------------------------------------------------------------------------- answers
+
+
+def varied(rows: Sequence["Features"]) -> list["Features"]:
+    """The same images in their order, but one of each class before the second of any."""
+    labels = [int(row.label) for row in rows]
+    before = [labels[:i].count(label) for i, label in enumerate(labels)]
+    return [rows[i] for i in np.argsort(before, kind="stable")]
 
 
 def mistakes(label: np.ndarray, answer: np.ndarray, certainty: np.ndarray) -> list[int]:

@@ -394,7 +394,7 @@ def run_row(folder: Path, config: ConfigDict, events: list[Event]) -> dict[str, 
     for images_of, views, top1, top5 in results(result, events):
         split = images_of.partition(",")[0]
         name = f"{split} error" if views == "1" else f"{split} error, {views} views"
-        row |= {name: top1, **({f"{name}, top 5": top5} if config.model.num_classes > BEST else {})}
+        row[name] = f"{top1} / {top5}" if config.model.num_classes > BEST else top1
     measured = [x for x in events if isinstance(x, (TrainingMean, Evaluation))]
     row["epochs"] = f"{max((event.epoch for event in measured), default=0):.4g}"
     if (took := outcomes.seconds(folder)) is not None:

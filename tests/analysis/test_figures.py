@@ -249,3 +249,4 @@ def test_a_figure_as_png_has_the_dots_that_were_asked_for():
     assert np.abs(weight - expected).max() < 1.5
     few = Image.open(io.BytesIO(figures.png(figure, 200, few_colours=True)))
     assert few.size == image.size and few.mode == "P"
+    assert few.convert("RGB").getpixel((0, 0)) == (255, 255, 255)

@@ -231,6 +231,14 @@ def test_mistakes_are_mistakes_and_the_most_certain_ones(classes, count):
     assert images.successes(same, same + 1, certainty[:9]) == []
 
 
+def test_of_each_class_one_image_comes_before_the_second_of_any():
+    def row(number, label):
+        return images.Features(np.int32(label), np.int32(number), np.zeros(1), np.zeros(1))
+
+    rows = [row(number, label) for number, label in enumerate((1, 1, 2, 1, 0, 2, 0))]
+    assert [int(x.index) for x in images.varied(rows)] == [0, 2, 4, 1, 5, 6, 3]
+
+
 def test_errors_of_classes_are_one_minus_the_recall_of_scikit_learn():
     rng = np.random.default_rng(0)
     label, answer = rng.integers(0, 4, 300), rng.integers(0, 5, 300)

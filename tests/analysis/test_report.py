@@ -108,8 +108,8 @@ def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
     # 2 curves, 2 pictures of kernels, a confusion matrix; 8 answers; 5 rows of 1 + 6 neighbours.
     wrong, classes = round(0.4 * error), 10
     right = text.count("<figcaption><b>")
-    assert text.count("truth: ") == min(wrong, 12) and right <= classes
-    assert len(addresses) == 5 + min(wrong, 12) + right + 8 + 5 * 7
+    assert text.count("truth: ") == min(wrong, images.MISTAKES) and right <= classes
+    assert len(addresses) == 5 + min(wrong, images.MISTAKES) + right + 8 + 5 * 7
     assert report.write(root / "a run").read_text() == text  # the same again
 
 
@@ -142,7 +142,7 @@ def test_the_kernels_are_those_of_the_run_beside_those_it_drew(run):
 
 def test_every_test_image_is_counted_once_by_class(run):
     _, result, text = run
-    rows = re.findall(r'<td class="number">(\d+) of (\d+)</td><td class="share">', text)
+    rows = re.findall(r'<td class="number">(\d+)&nbsp;of&nbsp;(\d+)</td><td class="share">', text)
     assert sum(int(of) for _, of in rows) == 40 and len(rows) == 10
     assert sum(int(n) for n, _ in rows) == round(40 * result["test"]["top1_error"])
 
@@ -152,7 +152,7 @@ def test_what_is_shown_of_one_image_and_three_classes(run, tmp_path, monkeypatch
     root, _, _ = run
     copy = shutil.copytree(root / "a run", tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
-    config["model"]["num_classes"] = 3
+    config["model"]["num_classes"] = config["model"]["layers"]["fc8"]["features"] = 3
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "classes.json").write_text(json.dumps(["ant", "bee", "cat"]))
     only = {"num_examples": 1, "top1_error": 0.0, "top5_error": 0.0}
@@ -390,7 +390,7 @@ def test_several_runs_are_a_table_and_curves_on_one_page(tmp_path):
     folders = [tmp_path / name for name in ("a/one", "a/two", "b")]
     text = report.write_runs(folders, tmp_path / "a" / "both.html").read_text()
     words = words_of(text)
-    assert "3 runs" in words and "12.34" in words and "3.21" in words and "30.00" in words
+    assert "3 runs" in words and "12.34 / 3.21" in words and words.count("30.00 / 0.00") == 3
     assert words.count("not finished") == 2
     # 100 steps of 32 images at 100 images/s.
     assert words.count("32 seconds") == 3
@@ -444,7 +444,7 @@ def test_the_summary_is_of_the_last_step_and_of_the_machine():
         "git_dirty": True,
     }
     assert dict(report.summary(config, env, log)) == {
-        "data": "tfds:imagenet2012, 1000 classes",
+        "data": "tfds:imagenet2012, 1,000 classes",
         "network": "2 towers, width 1, 224 pixel crops",
         "trained": "42 steps, 2.5 epochs of batches of 64",
         "seed": "3",
@@ -462,7 +462,7 @@ const found = [], near = document.documentElement.clientWidth;
 if (document.documentElement.scrollWidth > near) found.push("the page scrolls sideways");
 for (const image of document.images)
   if (!image.complete || !image.naturalWidth) found.push("an image does not load");
-const boxes = ".tiles, .tiles figure, .row, .row figure, .kernels, .pair, nav";
+const boxes = "main, .tiles, .tiles figure, .row, .row figure, .kernels, .pair, nav";
 for (const parent of [document.body, ...document.querySelectorAll(boxes)]) {
   const children = [...parent.children].map(c => [c, c.getBoundingClientRect()])
     .filter(([c, b]) => b.width && b.height && c.tagName != "SCRIPT");

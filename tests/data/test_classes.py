@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data.classes import best, five_best, imagenet_classes, keys
+from alexnet_jax.data.classes import best, five_best, imagenet_classes, keys, words
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -19,6 +19,16 @@ def test_the_best_come_first_and_of_equal_ones_the_lower_number(seed):
 def test_classes_of_imagenet_are_shown_with_their_words():
     found = best(np.float32([0.25, 0.75]), ("n01440764", "cat"))
     assert found == [(1, "cat", 0.75), (0, "n01440764 tench", 0.25)]
+
+
+def test_words_have_no_wordnet_numbers_unless_they_tell_classes_apart():
+    assert words(("n01440764", "n01440764-tench and so on", "cat", "n1")) == (
+        "tench", "tench and so on", "cat", "n1",
+    )  # fmt: skip
+    assert words(("n02012849 crane", "n03126707 crane")) == ("n02012849 crane", "n03126707 crane")
+    every = words(imagenet_classes())
+    assert len(set(every)) == 1000 and every[:2] == ("tench", "goldfish")
+    assert words(()) == ()
 
 
 def test_the_five_best_are_in_order():
