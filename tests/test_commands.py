@@ -37,9 +37,11 @@ APPENDED = {
     "large_batch": (*LOW, "--config.model.width=0.05", "--config.batch_size=8",
                     "--config.num_epochs=1.0"),
     "finetune": (*TINY, "--config.batch_size=8"),
-    "studies/components": (
+    "imagenette": SMALL,
+    "studies/imagenette": (
         "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
-        "--config.base.data.source=digits", "--config.base.data.train_split=train",
+        "--config.base.model.width=0.05", "--config.base.data.source=digits",
+        "--config.base.data.test_split=test", "--config.base.evaluate.final_views=1",
         "--config.seeds=(0,)"),
     "studies/figure1_relu_vs_tanh": (
         "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
@@ -106,6 +108,8 @@ def place(tmp_path_factory):
     data = root / "tensorflow_datasets"
     tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
     tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
+    photographs = {"train": 20, "validation": 10}
+    tfds_folder(data, "imagenette_224", "1.0.0", 10, photographs, (60, 60, 3))
     config = tiny_config()
     params = draw_parameters(build_tower(config.model), 0, config.data.crop_size)
     mean = np.float32(config.data.channel_mean)
@@ -118,6 +122,8 @@ def place(tmp_path_factory):
     files.write(found, root / "networks" / "imagenette.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(noise).save(root / "photo.jpg")
+    (root / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "photograph.jpg", root / "docs")
     return root
 
 

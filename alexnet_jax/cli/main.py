@@ -40,10 +40,13 @@ def train(flag: flags.FlagValues) -> None:
     config, workdir = flag.config, Path(flag.workdir)
     profile = arguments.steps(flag.profile)
     _start(config)
+    from alexnet_jax.analysis.headline import sentence
+    from alexnet_jax.training import log
     from alexnet_jax.training.loop import train_and_evaluate
 
     result = train_and_evaluate(config, workdir, profile)
-    print(json.dumps(result, indent=2))
+    print(f"{sentence(result, log.read(workdir))}.")
+    print(f"All numbers: {workdir / 'result.json'}. A page: report --workdir={workdir}")
 
 
 def evaluate(flag: flags.FlagValues) -> None:
@@ -189,11 +192,17 @@ def study(flag: flags.FlagValues) -> int:
 
 
 def report(flag: flags.FlagValues) -> None:
-    """Write one page about a run or a study: curves, kernels, predictions, confusions."""
+    """Write one page about a run, a study, or several runs (--workdir=RUN1,RUN2,...)."""
     from alexnet_jax.analysis import report as pages
     from alexnet_jax.training.origin import config_of
 
-    workdir = Path(flag.workdir)
+    folders = arguments.folders(flag.workdir)
+    if len(folders) > 1:
+        print(f"wrote {pages.write_runs(folders, Path(flag.out or 'runs.html'))}")
+        return
+    (workdir,) = folders
+    if flag.out:
+        raise UsageError(f"--out={flag.out}: the page of one folder is {workdir / pages.PAGE}")
     if (workdir / "config.json").is_file():
         _start(config_of(workdir))
     print(f"wrote {pages.write(workdir)}")
@@ -349,7 +358,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("config", "workdir", "part", "table_only", "compare"),
         "--config=studies/components --workdir=runs/components",
     ),
-    "report": (report, ("workdir",), "--workdir=runs/quickstart"),
+    "report": (report, ("workdir", "out"), "--workdir=runs/quickstart"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=imagenet --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=imagenet --rounds=3"),
@@ -366,6 +375,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 _OPTIONAL = {
     "study": ("config",),  # One that has a table is described in its folder.
     "explain": ("out",),
+    "report": ("out",),
 }
 
 

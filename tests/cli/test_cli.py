@@ -147,7 +147,7 @@ def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monk
         (["evaluate", "--workdir=x", "--split=half"], "--split=half"),
         (["export", "--workdir=x"], "--out is missing; export needs it: The file or folder"),
         (["verify"], "--workdir is missing; verify needs it"),
-        (["report", "--folder=x"], "--folder: no such flag of report; it has --workdir"),
+        (["report", "--folder=x"], "--folder: no such flag of report; it has --workdir, --out"),
         (["predict", "a.jpg"], "give one of --workdir, a run, and --weights, a file"),
         (["predict", "--workdir=x", "--weights=y.onnx", "a.jpg"], "give one of --workdir"),
         (["export", "--workdir=x", "--out=a.txt"], "--out=a.txt: use one of .safetensors, .onnx"),
@@ -258,7 +258,7 @@ def called(monkeypatch):
     return replace
 
 
-def test_what_is_typed_reaches_the_work(called, capsys):
+def test_what_is_typed_reaches_the_work(called, capsys, tmp_path):
     """Each flag in its place, for each verb that hands flags on."""
     network = SimpleNamespace(class_names=(), config=default())
     called(network, "save")
@@ -271,6 +271,7 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     called(bench, "run", "speeds")
     called(bench, "table", "table")
     called(report, "write", "page")
+    called(report, "write_runs", "page")
 
     def of(*typed):
         called.calls.clear()
@@ -297,6 +298,13 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     (_, *rest), shown = of("bench", QUICKSTART, "--rounds=2", "--steps=3")
     assert rest == [2, 3] and shown == ("speeds",)
     assert of("report", "--workdir=x") == [(Path("x"),)]
+    runs, home = [Path("x"), Path("y")], Path("~").expanduser()
+    assert of("report", "--workdir=x,y") == [(runs, Path("runs.html"))]
+    assert of("report", "--workdir=x,y", "--out=z.html") == [(runs, Path("z.html"))]
+    assert of("report", "--workdir=~/x,~/y") == [([home / "x", home / "y"], Path("runs.html"))]
+    (tmp_path / "x,y").mkdir()
+    assert of("report", f"--workdir={tmp_path}/x,y") == [(tmp_path / "x,y",)]
+    assert main(["report", "--workdir=x", "--out=z.html"]) == 2
 
 
 def test_a_split_that_a_run_does_not_have_is_named(capsys, tmp_path):

@@ -138,7 +138,7 @@ def test_the_networks_of_the_package_are_small_and_say_what_they_are():
         test = json.loads((LOGS[name] / "result.json").read_text())["test"]
         assert about.startswith(f"# {name}\n")
         images, percent = test["num_examples"], 100 * test["top1_error"]
-        assert f"| test | {images} images | 1 | {percent:.2f} % |" in about
+        assert f"| test | {images:,} images | 1 | {percent:.2f} % |" in about
 
 
 @needs_data
