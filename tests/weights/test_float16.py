@@ -11,12 +11,13 @@ from alexnet_jax.errors import UsageError
 from alexnet_jax.weights.files import read, write
 from tests.weights.test_weights import changed, network, ours
 
+MEAN = np.random.default_rng(0).uniform(50, 200, (32, 32, 3)).astype(np.float32)
+
 
 @pytest.fixture
 def both(tmp_path):
     """The same network in float32 and in float16, with a mean image."""
-    mean = np.random.default_rng(0).uniform(50, 200, (32, 32, 3)).astype(np.float32)
-    _, found = network(changed(), mean)
+    _, found = network(changed(), MEAN)
     write(found, tmp_path / "single.safetensors")
     write(found, tmp_path / "half.safetensors", dtype="float16")
     return tmp_path
@@ -29,9 +30,11 @@ def texts(path):
 
 def test_every_number_is_numpys_float16_of_the_float32_file(both):
     single, half = (load_file(both / f"{name}.safetensors") for name in ("single", "half"))
-    assert single.keys() == half.keys() and "input.mean" in half
+    given = network(changed(), MEAN)[1].arrays | {"input.mean": MEAN}
+    assert given.keys() == single.keys() == half.keys()
     again = read(both / "half.safetensors")
-    for name, array in single.items():
+    for name, array in given.items():
+        np.testing.assert_array_equal(single[name], array)
         assert half[name].dtype == np.float16
         np.testing.assert_array_equal(half[name], array.astype(np.float16), err_msg=name)
         # As the documentation of `write` says.

@@ -94,6 +94,7 @@ def test_a_run_starts_from_a_name(here):
 def test_a_run_of_the_same_name_comes_first_and_a_folder_does_not(here):
     (here / "tiny").mkdir()  # such as the photographs of Imagenette
     assert named.located("tiny") == named.FOLDER / "tiny.safetensors"
+    assert "a file of weights does not say" in card.text(Path("tiny"))
     (here / "tiny" / "config.json").touch()
     assert named.located("tiny") == Path("tiny")
     assert named.located("./tiny") == Path("tiny")
