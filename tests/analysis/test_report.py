@@ -1,7 +1,6 @@
 """The page: its arithmetic against scikit-learn, its content, and how a browser lays it out."""
 
 import base64
-import html
 import html.parser
 import io
 import json
@@ -9,7 +8,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import tracemalloc
 import types
 
@@ -388,69 +386,3 @@ def test_what_is_shown_of_each_image_is_its_own(monkeypatch, tmp_path):
     assert all(of == (test.label == names.index(a)).sum() for a, _, _, of in found.pairs)
     assert found.examples == 30
     assert found.colour == ["of tower 1: 0 %", "of tower 2: 67 %"]
-
-
-LAYOUT = """<script>addEventListener("load", () => {
-const found = [], near = document.documentElement.clientWidth;
-if (document.documentElement.scrollWidth > near) found.push("the page scrolls sideways");
-for (const image of document.images)
-  if (!image.complete || !image.naturalWidth) found.push("an image does not load");
-for (const parent of [document.body, ...document.querySelectorAll(".cards, .card, .row, .pair")]) {
-  const boxes = [...parent.children].map(c => [c, c.getBoundingClientRect()])
-    .filter(([c, b]) => b.width && b.height && c.tagName != "SCRIPT");
-  for (const [c, b] of boxes) {
-    if (b.left < -1 || b.right > near + 1) found.push("cut: " + c.outerHTML.slice(0, 80));
-    for (const [d, e] of boxes)
-      if (c != d && b.left < e.right - 1 && e.left < b.right - 1 && b.top < e.bottom - 1
-          && e.top < b.bottom - 1) found.push("overlap: " + c.outerHTML.slice(0, 80));
-  }
-}
-for (const box of document.querySelectorAll(".scroll, pre"))
-  if (near < 500 && box.scrollWidth > box.clientWidth + 1)
-    found.push("a phone shows a part of: " + box.textContent.slice(0, 80));
-for (const cell of document.querySelectorAll("td, th, p, h1, h2, figcaption"))
-  if (cell.scrollWidth > cell.clientWidth + 1 && !cell.closest("pre"))
-    found.push("text leaves its box: " + cell.textContent.slice(0, 80));
-const pre = parent.document.createElement("pre");
-pre.id = "found";
-pre.textContent = JSON.stringify([near, found]);
-parent.document.body.replaceChildren(pre);
-});</script>"""
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
-
-
-def laid_out(page, width, tmp_path):
-    """What a browser of this width finds wrong with a page."""
-    probe = tmp_path / "probe.html"
-    text = html.escape(page.read_text().replace("</body>", LAYOUT + "</body>"))
-    # In a frame, since a window of Chromium is never as narrow as a telephone.
-    frame = f'<iframe style="width: {width}px; height: 900px; border: 0" srcdoc="{text}"></iframe>'
-    probe.write_text(f"<!doctype html><meta charset=utf-8><body>{frame}")
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--dump-dom",
-         f"file://{probe}"], capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    (result,) = re.findall(r"<pre id=\"found\">(.*)</pre>", done.stdout)
-    seen, found = json.loads(html.unescape(result))
-    assert abs(seen - width) < 20
-    return found
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser_nothing_is_cut_or_overlaps(run, study_folder, tmp_path, width):
-    for page in (run[0] / "a run" / "report.html", report.write(study_folder)):
-        assert laid_out(page, width, tmp_path) == []
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-def test_the_browser_test_sees_what_is_wrong(run, tmp_path):
-    page = tmp_path / "page.html"
-    text = (run[0] / "a run" / "report.html").read_text()
-    page.write_text(text.replace("</h1>", "</h1><div style='width: 900px; height: 9px'>x</div>", 1))
-    assert any("sideways" in line for line in laid_out(page, 390, tmp_path))
-    page.write_text(text.replace("<h2>", "<h2 style='margin-top: -80px'>", 1))
-    assert any("overlap" in line for line in laid_out(page, 1280, tmp_path))
