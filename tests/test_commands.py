@@ -34,6 +34,7 @@ APPENDED = {
     "quickstart": TINY,
     "cifar10": (*SMALL, "--config.batch_size=16"),
     "imagenet": (*SMALL, *LOW),
+    "imagenette": (*SMALL, *LOW),
     "large_batch": (*LOW, "--config.model.width=0.05", "--config.batch_size=8",
                     "--config.num_epochs=1.0"),
     "finetune": (*TINY, "--config.batch_size=8"),
@@ -100,12 +101,13 @@ def tfds_folder(root, name, version, classes, splits, size):
 def place(tmp_path_factory):
     """A copy of what commands name, to be run in."""
     root = tmp_path_factory.mktemp("as typed")
-    for name in ("experiments", "results"):
+    for name in ("docs", "experiments", "results"):
         shutil.copytree(ROOT / name, root / name)
     png_folder(root / "PATH", 40, test=10)
     data = root / "tensorflow_datasets"
     tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
     tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
+    tfds_folder(data, "imagenette_224", "1.0.0", 10, {"train": 8, "validation": 4}, (80, 80, 3))
     config = tiny_config()
     params = draw_parameters(build_tower(config.model), 0, config.data.crop_size)
     mean = np.float32(config.data.channel_mean)
@@ -182,6 +184,13 @@ def test_it_runs_as_written(here, page, command, capsys):
             text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0 and (here / "runs/device/device.md").is_file(), done.stderr
+    elif words[0] == "python" and words[1].endswith(".py"):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *words[1:]], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
     else:
         pytest.fail(f"{page}: no test knows how to run {command!r}")
 

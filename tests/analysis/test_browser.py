@@ -33,6 +33,8 @@ WIDE = "<p style='width: 900px'>x</p>"
      (BODY, "p + p { margin-top: -3em; }", 4, "overlap: <p>"),
      (BODY.replace("<p>", "<p style='height: 2em; width: 9px; white-space: nowrap'>"), "", 4,
       "text leaves its box: One"),
+     (BODY.replace("Two", f"<div class=scroll tabindex=0 style='overflow: auto'>{WIDE}</div>"), "",
+      2, "only a part is shown of: x"),
      (BODY.replace("Two", "<img src=missing.png>"), "", 4, "image-alt: "),
      (BODY.replace("Two", "<img alt=x src=missing.png>"), "", 4, "an image does not load")],
 )  # fmt: skip
