@@ -7,9 +7,10 @@ PAGES = tests/test_commands.py tests/test_guests.py tests/test_notebook.py \
 
 .PHONY: quickstart test test-all test-compile test-torch test-pages mutants lint docs bench package clean .venv
 
-quickstart: .venv/done  ## Train the two-tower network on real digits: no download, a few minutes.
+quickstart: .venv/done  ## Train on real digits, then look inside a network for photographs: no download, minutes.
 	$(RUN) -m alexnet_jax train --config=quickstart --workdir=runs/quickstart
 	$(RUN) -m alexnet_jax report --workdir=runs/quickstart
+	$(RUN) -m alexnet_jax explain --weights=imagenette --out=runs/quickstart/photograph.html docs/photograph.jpg
 
 test: .venv/done  ## Run the tests, without those of test-pages: ten minutes on two cores.
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PAGES:%=--ignore=%)

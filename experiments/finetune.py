@@ -1,4 +1,4 @@
-"""Fine-tuning a trained network (a workdir, .safetensors or .onnx file) on your own images.
+"""Fine-tuning a trained network (a workdir, a file or a name) on your own images.
 
     python -m alexnet_jax train --config=finetune:bvlcalexnet.onnx \
         --config.data.source=folder:PATH --workdir=runs/mine
@@ -8,8 +8,6 @@ new, for the classes of PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg, or of 
 where a fifth of each class is the test split. A tenth of the training images is the validation
 split. --config.freeze="('conv1', 'conv2')" keeps the weights of these layers as they are.
 """
-
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,8 +20,8 @@ from alexnet_jax.training.origin import config_of, mean_of
 def get_config(origin: str = "") -> ConfigDict:
     """The network and the input conventions of `origin`, with a low learning rate."""
     if not origin:
-        raise UsageError("name what to start from: --config=finetune:WORKDIR_OR_FILE")
-    theirs = config_of(Path(origin))
+        raise UsageError("name what to start from: --config=finetune:WORKDIR_OR_FILE_OR_NAME")
+    theirs = config_of(origin)
     config = default()
     config.init_from = origin
     config.model = theirs.model
@@ -34,7 +32,7 @@ def get_config(origin: str = "") -> ConfigDict:
     for name in ("image_size", "resize", "shrink", "crop_size", "scale"):
         config.data[name] = theirs.data[name]
     # A mean image is replaced by its mean over all pixels, because the images are different ones.
-    mean = mean_of(Path(origin)).reshape(-1, 3).mean(0)
+    mean = mean_of(origin).reshape(-1, 3).mean(0)
     config.data.update(mean="channel", channel_mean=tuple(map(float, mean.astype(np.float64))))
     config.data.update(source="folder:images", test_split="test")
 

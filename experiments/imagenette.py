@@ -7,9 +7,16 @@ Both are the `source` preset, with its schedule fitted to 9,445 training photogr
 
     full     the whole network, 224 pixel crops, 60 epochs
     paper    the same with the `paper` preset
-    quarter  a quarter of its kernels: 3.8 million parameters, small enough to take along
-    half     half its kernels and 112 pixel crops of 128 pixel images, 30 epochs: the base of
+    half     half its kernels, 112 pixel crops of 128 pixel images, 30 epochs: the base of
              studies/imagenette.py
+    quarter  a quarter of its kernels, 224 pixel crops, 30 epochs: 3.6 million parameters, few
+             enough for the network that the package brings along
+
+The photographs resized once, so that decoding them does not limit the speed:
+
+    python -m alexnet_jax prepare --config=imagenette:full --out=data/imagenette-256
+    python -m alexnet_jax train --config=imagenette:full --workdir=runs/imagenette-full \
+      --config.data.source=prepared:data/imagenette-256
 
 `--config.data.validation_fraction=0.1 --config.evaluate.splits="('train','validation')"` holds a
 tenth of the training photographs out, to choose settings by. The data set is `imagenette_224`:
@@ -50,17 +57,17 @@ def get_config(which: str = "half") -> ConfigDict:
     # less than another seed does; float32 on a CPU as before.
     config.model.precision = "high"
     if which in ("half", "quarter"):
-        _narrow(config, {"half": 0.5, "quarter": 0.25}[which])
+        _reduce(config, {"half": 0.5, "quarter": 0.25}[which])
     if which == "half":
         config.data.update(image_size=128, crop_size=112)
-        config.num_epochs = 30.0
-        config.optimizer.drop_epochs = (20.0, 26.0)
-        config.data.colour.until_epoch = 22.0
     return config
 
 
-def _narrow(config: ConfigDict, width: float) -> None:
-    """A part of the kernels of each layer."""
+def _reduce(config: ConfigDict, width: float) -> None:
+    """A part of the kernels of each layer, and half the epochs."""
+    config.num_epochs = 30.0
+    config.optimizer.drop_epochs = (20.0, 26.0)
+    config.data.colour.until_epoch = 22.0
     config.model.width = width
     # Each layer after the first has fewer inputs: deviations that keep the variance of their sum.
     for name in config.model.layer_order[1:]:

@@ -33,6 +33,7 @@ SLOW = (
     "test_exchange.py::test_one_device_sends_nothing",
     "test_malformed.py::test_a_run_counts_them",
     "test_malformed.py::test_what_a_fuzzer_makes",
+    "test_named.py::test_the_networks_of_the_package_have_the_errors",
     "test_notebook.py::",
     "test_odd.py::",
     "test_trained.py::test_classes_are_those_of_the_folder",

@@ -2,7 +2,7 @@
 
 Commands are the lines of fenced blocks without a language. They run page after page in one folder,
 as a reader would type them, with what makes them small appended; placeholders are there by their
-names: a folder PATH, and tiny data sets under the names of the real ones.
+names: a folder PATH, and tiny data sets and networks under the names of the real ones.
 """
 
 import os
@@ -20,7 +20,7 @@ from PIL import Image
 
 from alexnet_jax.cli.main import VERBS, main
 from alexnet_jax.model.tower import build_tower, draw_parameters
-from alexnet_jax.weights import column, files
+from alexnet_jax.weights import column, files, named
 from tests.support import png_folder, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -34,13 +34,14 @@ APPENDED = {
     "quickstart": TINY,
     "cifar10": (*SMALL, "--config.batch_size=16"),
     "imagenet": (*SMALL, *LOW),
-    "imagenette": (*SMALL, *LOW),
     "large_batch": (*LOW, "--config.model.width=0.05", "--config.batch_size=8",
                     "--config.num_epochs=1.0"),
     "finetune": (*TINY, "--config.batch_size=8"),
-    "studies/components": (
+    "imagenette": SMALL,
+    "studies/imagenette": (
         "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
-        "--config.base.data.source=digits", "--config.base.data.train_split=train",
+        "--config.base.model.width=0.05", "--config.base.data.source=digits",
+        "--config.base.data.test_split=test", "--config.base.evaluate.final_views=1",
         "--config.seeds=(0,)"),
     "studies/figure1_relu_vs_tanh": (
         "--config.base.num_epochs=0.0", "--config.base.placement=vmap",
@@ -107,7 +108,8 @@ def place(tmp_path_factory):
     data = root / "tensorflow_datasets"
     tfds_folder(data, "cifar10", "3.0.2", 10, {"train": 32, "test": 16}, (32, 32, 3))
     tfds_folder(data, "imagenet2012", "5.1.0", 1000, {"train": 8, "validation": 4}, (80, 100, 3))
-    tfds_folder(data, "imagenette_224", "1.0.0", 10, {"train": 8, "validation": 4}, (80, 80, 3))
+    photographs = {"train": 20, "validation": 10}
+    tfds_folder(data, "imagenette_224", "1.0.0", 10, photographs, (60, 60, 3))
     config = tiny_config()
     params = draw_parameters(build_tower(config.model), 0, config.data.crop_size)
     mean = np.float32(config.data.channel_mean)
@@ -116,6 +118,8 @@ def place(tmp_path_factory):
     (root / "waves.py").write_text(next(block for block in blocks if "class Waves" in block))
     found = column.from_towers(config, {"params": params}, mean, ())
     files.write(found, root / "network.onnx")
+    (root / "networks").mkdir()
+    files.write(found, root / "networks" / "imagenette.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(noise).save(root / "photo.jpg")
     return root
@@ -135,6 +139,7 @@ def test_there_are_commands_and_of_every_verb():
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
+    monkeypatch.setattr(named, "FOLDER", place / "networks")
     monkeypatch.setenv("TFDS_DATA_DIR", str(place / "tensorflow_datasets"))
     return place
 

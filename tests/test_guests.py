@@ -257,7 +257,7 @@ def test_an_optimizer_a_schedule_and_a_metric_go_through_a_run(tmp_path, capsys,
     verb(capsys, "report", f"--workdir={tmp_path}/a")
     page = (tmp_path / "a" / "report.html").read_text()
     assert f'<td>certainty</td><td class="number">{certain:.4f}</td>' in page
-    assert 'alt="certainty against epochs"' in page
+    assert 'alt="certainty against epochs: ' in page
     forgotten()
     assert "the same to the bit" in verb(capsys, "verify", f"--workdir={tmp_path}/a")
 

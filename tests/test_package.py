@@ -1,4 +1,4 @@
-"""What an installed package holds, and that its configurations are found there."""
+"""What an installed package holds, and that configurations and networks are found there."""
 
 import os
 import re
@@ -10,9 +10,15 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from tests.training.test_library import lively
+from tests.weights.test_weights import changed
 
 ROOT = Path(__file__).parents[1]
+NETWORKS = "alexnet_jax/weights/networks"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -33,7 +39,7 @@ def test_the_packages_are_the_folders_with_modules():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Built without the network from what is in the repository."""
+    """Built offline from what is in the repository, with a tiny network besides: `tiny`."""
     root = tmp_path_factory.mktemp("package")
     source = root / "source"  # A build leaves files behind.
     ignored = shutil.ignore_patterns("__pycache__")
@@ -41,6 +47,9 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    (source / NETWORKS).mkdir(exist_ok=True)
+    lively(changed()).save(source / NETWORKS / "tiny.safetensors", dtype="float16")
+    (source / NETWORKS / "tiny.md").write_text("# tiny\n")
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(root)!r})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False
@@ -62,6 +71,7 @@ def installed(wheel, tmp_path_factory):
 def test_a_wheel_holds_every_file_and_no_other(installed):
     expected = {str(path.relative_to(ROOT)) for path in files("alexnet_jax")}
     expected |= {f"alexnet_jax/{path.relative_to(ROOT)}" for path in files("experiments")}
+    expected |= {f"{NETWORKS}/tiny.safetensors", f"{NETWORKS}/tiny.md"}
     found = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     about = {name for name in found if ".dist-info/" in name}
     assert found - about == expected
@@ -122,3 +132,17 @@ def test_configurations_are_found_by_name_in_an_installed_package(installed, tmp
     )
     out = run(installed, tmp_path, code).splitlines()
     assert out == [" ".join(names), str(installed / "alexnet_jax" / "experiments")]
+
+
+def test_networks_are_loaded_by_name_from_an_installed_package(installed, tmp_path):
+    names = {path.stem for path in files(NETWORKS)} | {"tiny"}
+    code = (
+        "import alexnet_jax; from alexnet_jax.weights import named\n"
+        "print(*named.names())\n"
+        "print(*alexnet_jax.load('tiny').params['fc8']['kernel'].sum((0, 1)))"
+    )
+    found, sums = run(installed, tmp_path, code).splitlines()
+    assert found.split() == sorted(names)
+    weight = load_file(installed / NETWORKS / "tiny.safetensors")["fc8.weight"]
+    expected = weight.astype(np.float32).sum(1)
+    np.testing.assert_allclose([float(x) for x in sums.split()], expected, rtol=1e-5, atol=1e-5)

@@ -16,22 +16,26 @@ from alexnet_jax.analysis import report
 from alexnet_jax.config import table
 from alexnet_jax.data.classes import shown_names
 from alexnet_jax.errors import UsageError
-from alexnet_jax.training.origin import config_of, mean_of
-from alexnet_jax.training.workdir import class_names, result_of
-from alexnet_jax.weights import files
+from alexnet_jax.training.origin import classes_of, config_of, mean_of
+from alexnet_jax.training.workdir import result_of
+from alexnet_jax.weights.named import located
 
 _LISTED = 20
 """Classes that are all written out; of more, the first ones are."""
 
 
 def text(origin: Path) -> str:
-    """The card of a workdir or a file of weights, in Markdown.
+    """The card of a trained network, in Markdown.
+
+    Args:
+      origin: a workdir, a file of weights, or the name of a network.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: it is none of them.
     """
+    origin = located(origin)
     config, run = config_of(origin), origin.is_dir()
-    names = class_names(config, origin)[0] if run else files.read(origin).class_names
+    names, _ = classes_of(origin)
     result = (result_of(origin) or {}) if run else {}
     counts = table.count(config.model, config.data.crop_size)
     towers = config.model.towers

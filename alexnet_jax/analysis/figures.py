@@ -12,7 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
+from PIL import Image
 
+from alexnet_jax.analysis import pages
 from alexnet_jax.analysis.comparison import Row, base_of, seeds_of
 from alexnet_jax.analysis.outcomes import outcome, training_curve
 from alexnet_jax.training.drawing import COLOURS, FAINT, INK, STYLE
@@ -28,6 +30,29 @@ def svg(figure: Figure) -> bytes:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "alexnet_jax"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue().replace(b"<svg ", b'<svg style="max-width: 100%; height: auto" ', 1)
+
+
+def picture(figure: Figure) -> str:
+    """A figure as a data URI, which needs no other file."""
+    return pages.uri("svg+xml", svg(figure))
+
+
+def png(figure: Figure, dots: int, few_colours: bool = False) -> bytes:
+    """A figure as PNG, for pages, READMEs and slides.
+
+    Args:
+      figure: the figure.
+      dots: per inch.
+      few_colours: whether it has 256 colours, with which photographs take a third of the bytes.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dots, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB")
+    if few_colours:
+        image = image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:
@@ -48,11 +73,12 @@ def run_curve(events: list[Event], name: str) -> Figure:
     """`loss`, `top1_error` or another metric of one run against epochs.
 
     One curve is the mean of the training steps, the others are evaluations of whole splits.
+    Vertical lines are drops of the learning rate.
     """
     factor, label = (100, "top-1 error, %") if name == "top1_error" else (1, name)
     with matplotlib.rc_context(STYLE):
         figure, axis = _panel(5, 3.4)
-        for number, (text, curve) in enumerate(_series(events, name).items()):
+        for number, (text, curve) in enumerate(series(events, name).items()):
             if not curve:
                 continue
             epochs, values = list(curve), [factor * value for value in curve.values()]
@@ -60,9 +86,32 @@ def run_curve(events: list[Event], name: str) -> Figure:
             axis.plot(
                 epochs, values, style, color=COLOURS[number], markersize=4, linewidth=1, label=text
             )
+        for epoch, rate in drops(events):
+            axis.axvline(epoch, color=INK, linewidth=0.8, linestyle=":")
+            axis.text(
+                epoch, 0.98, f"rate {rate:.3g} ", transform=axis.get_xaxis_transform(),
+                rotation=90, ha="right", va="top", fontsize=7.5, color=INK,
+            )  # fmt: skip
         axis.set(xlabel="epoch", ylabel=label, ylim=(0, None))
         axis.legend(fontsize=8, frameon=False)
         return figure
+
+
+def drops(events: list[Event]) -> list[tuple[float, float]]:
+    """(epoch, new learning rate) of each fall of the learning rate from one level to another.
+
+    The log holds the rate of the last of some steps, so that the epoch is that of the last line
+    with the old rate. A rate that changes all the time has no drops.
+    """
+    logged = [
+        (x.epoch, x.learning_rate)
+        for x in events
+        if isinstance(x, TrainingMean) and x.learning_rate is not None
+    ]
+    windows = zip(logged, logged[1:], logged[2:], strict=False)
+    return [
+        (epoch, rate) for (_, before), (epoch, last), (_, rate) in windows if rate < last == before
+    ]
 
 
 TRAINING = "mean of training steps"
@@ -70,8 +119,8 @@ _CURVE = 5
 """The fewest evaluations that are drawn as a curve of their own where variants are overlaid."""
 
 
-def _series(events: list[Event], name: str) -> dict[str, dict[float, float]]:
-    """A metric by epoch, for the training steps and for the evaluations of each split."""
+def series(events: list[Event], name: str) -> dict[str, dict[float, float]]:
+    """A metric by epoch, for the training steps (`TRAINING`) and the evaluations of each split."""
     found: dict[str, dict[float, float]] = {TRAINING: {}}
     for event in events:
         if isinstance(event, (TrainingMean, Evaluation)):
@@ -92,9 +141,9 @@ def study_curves(logs: dict[str, list[list[Event]]], measure: str) -> Figure:
         figure = Figure(figsize=(2.4 * columns, 2.0 * height), layout="constrained")
         axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
         for axis, (name, runs) in zip(axes.flat, logs.items(), strict=False):
-            series = [_series(events, measure) for events in runs]
-            for number, label in enumerate(dict.fromkeys(key for one in series for key in one)):
-                curves = [one[label] for one in series if label in one]
+            seeds = [series(events, measure) for events in runs]
+            for number, label in enumerate(dict.fromkeys(key for one in seeds for key in one)):
+                curves = [one[label] for one in seeds if label in one]
                 epochs = sorted({epoch for curve in curves for epoch in curve})
                 there = [[factor * c[e] for c in curves if e in c] for e in epochs]
                 if not epochs:
@@ -118,21 +167,28 @@ def study_curves(logs: dict[str, list[list[Event]]], measure: str) -> Figure:
         return figure
 
 
-def study_overlay(logs: dict[str, list[list[Event]]], measure: str, base: str) -> Figure:
-    """`loss` or `top1_error` of all variants in one panel: the mean over the seeds of each.
+def overlay(logs: dict[str, list[list[Event]]], measure: str, base: str = "") -> Figure:
+    """`loss` or `top1_error` of variants or runs in one panel: the mean over the seeds of each.
 
-    It is that of the last split with enough evaluations for a curve, and otherwise of the training
-    steps. The base is the thick line.
+    It is that of the last split of which all have enough evaluations for a curve, and otherwise of
+    the training steps. The base is the thick line.
     """
     factor, text = (1, "loss") if measure == "loss" else (100, "top-1 error, %")
+    found = {
+        name: [series(events, measure) for events in runs] for name, runs in logs.items() if runs
+    }
+    every = [
+        {key for one in runs for key, curve in one.items() if len(curve) >= _CURVE}
+        for runs in found.values()
+    ]
+    keys = [key for runs in found.values() for one in runs for key in one]
+    shown = [TRAINING, *(key for key in keys if all(key in long for long in every))][-1]
     with matplotlib.rc_context(STYLE):
         figure, axis = _panel(8, 4.4)
-        for number, (name, runs) in enumerate(logs.items()):
-            series = [_series(events, measure) for events in runs]
-            every = [key for one in series for key in one if len(one[key]) >= _CURVE]
-            if not every:
+        for number, (name, runs) in enumerate(found.items()):
+            curves = [one[shown] for one in runs if one.get(shown)]
+            if not curves:
                 continue
-            curves = [one[every[-1]] for one in series if every[-1] in one]
             epochs = sorted(set.intersection(*(set(curve) for curve in curves)))
             values = [factor * np.mean([curve[epoch] for curve in curves]) for epoch in epochs]
             axis.plot(
@@ -140,7 +196,7 @@ def study_overlay(logs: dict[str, list[list[Event]]], measure: str, base: str) -
                 linewidth=2.4 if name == base else 1.2,
                 linestyle=("-", "--", ":", "-.")[number // 6 % 4],
             )  # fmt: skip
-        axis.set(xlabel="epoch", ylabel=text, ylim=(0, None))
+        axis.set(xlabel="epoch", ylabel=f"{text}; {shown}", ylim=(0, None))
         if axis.lines:
             figure.legend(fontsize=8, frameon=False, loc="outside right upper")
         return figure

@@ -18,6 +18,11 @@ def render(template: str, /, **values: Any) -> str:
     return templates.render("alexnet_jax.analysis", template, html=True, **values)
 
 
+def count(number: int, noun: str, plural: str = "") -> str:
+    """`1 image`, `2,000 images`; the plural is given where it is not made with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def uri(kind: str, content: bytes) -> str:
     """A picture of a kind, such as `png`, as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,86 +1,147 @@
-"""One self-contained page for a run or a study: `report.html`, readable without a network."""
+"""One self-contained page for a run, several runs or a study, readable without a network."""
 
-import dataclasses
-import io
 import json
+import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from PIL import Image
 
 from alexnet_jax import jsonfiles, paths
-from alexnet_jax.analysis import comparison, figures, pages, study
+from alexnet_jax.analysis import comparison, figures, images, outcomes, pages, published, study
+from alexnet_jax.analysis.headline import evaluated, percent, sentence
 from alexnet_jax.config import default, leaves
-from alexnet_jax.data.classes import five_best
+from alexnet_jax.data.classes import BEST
 from alexnet_jax.errors import UsageError
-from alexnet_jax.model.kernels import colour_share
-from alexnet_jax.training import drawing, log
+from alexnet_jax.training import log
 from alexnet_jax.training import workdir as workdirs
-from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned, to_json
+from alexnet_jax.training.events import Evaluation, Event, TrainingMean, Warned
 
-PREDICTIONS = 8
-NEIGHBOURS = 6
-QUERIES = 5
-_MOST_FEATURES = 10_000
-"""Number of training images, from the first on, among which neighbours are searched."""
-_MOST_CLASSES = 40
-"""Largest number of classes of which the confusion matrix is drawn; the pairs are always listed."""
+PAGE = "report.html"
+_CLASSES = 20
+"""The largest number of classes whose errors are listed."""
 
 
 def write(folder: Path) -> Path:
     """Writes `report.html` into a workdir or the folder of a study.
 
+    Beside the page of a run it writes `kernels.png` and `answers.png`, Figures 3 and 4 of the
+    paper, if the checkpoint and the images are there.
+
     Raises:
       UsageError: it is neither, or cannot be written to.
     """
+    files: dict[str, bytes] = {}
     if (folder / "study.json").is_file():
         page = study_page(folder)
     elif (folder / "config.json").is_file():
-        page = run_page(folder)
+        page, files = run_page(folder)
     else:
         raise UsageError(f"--workdir={folder}: neither a run nor a study; `train` writes one")
-    path = folder / "report.html"
-    paths.write_output(path, page)
-    return path
+    for name, content in files.items():
+        paths.write_output(folder / name, content)
+    paths.write_output(folder / PAGE, page)
+    return folder / PAGE
 
 
-def run_page(workdir: Path) -> str:
-    """The page of a run: curves, kernels, predictions, neighbours, confusion, config."""
+def write_runs(folders: Sequence[Path], out: Path) -> Path:
+    """Writes one page about several runs.
+
+    Raises:
+      UsageError: one of the folders is no run, or the page cannot be written.
+    """
+    paths.write_output(out, runs_page(folders, out.parent))
+    return out
+
+
+# --------------------------------------------------------------------------- pages
+
+
+def run_page(workdir: Path) -> tuple[str, dict[str, bytes]]:
+    """The page of a run, result first, and pictures of it as files by their names."""
     from alexnet_jax.training.origin import config_of
 
     config = config_of(workdir)
     events = log.read(workdir)
     env, result = _json(workdir / "env.json"), _json(workdir / "result.json")
-    about: dict[str, Any] = {"images": None, "why_not": ""}
+    names, seen, why_not = (), None, ""
     try:
-        about["images"] = seen_images(config, workdir)
+        names, _ = workdirs.class_names(config, workdir)
+        seen = images.look(config, workdir)
     except UsageError as error:
-        about["why_not"] = str(error)
-    return pages.render(
+        why_not = str(error)
+    page = pages.render(
         "run.html",
         title=workdir.resolve().name,
-        summary=summary(config, env, events),
+        about=about(config, events),
+        headline=sentence(result, events),
+        beside=[guessing(config.model.num_classes), *in_2012(config, names)],
+        top5=config.model.num_classes > BEST,
         results=results(result, events),
         metrics=other_metrics(result, events),
         warnings=[event.warning for event in events if isinstance(event, Warned)],
         curves=[
-            (label, picture(figures.run_curve(events, name)))
+            (figures.picture(figures.run_curve(events, name)), curve_text(events, name, label))
             for name, label in (
                 ("loss", "Loss"),
                 ("top1_error", "Top-1 error"),
                 *((name, name) for name in logged_metrics(events)),
             )
         ],
+        speed=speed(workdir, events),
+        seen=seen,
+        listed=_CLASSES,
+        best=min(BEST, config.model.num_classes),
+        count=pages.count,
+        moved=seen and moved(seen.kernels, config.init_from),
+        why_not=why_not,
+        summary=summary(config, env, events),
         changed=changed_fields(config),
         config=config.to_json(indent=2),
         env=json.dumps(env, indent=2),
         command=command(env),
-        **about,
+    )
+    return page, seen.pngs if seen else {}
+
+
+def runs_page(folders: Sequence[Path], where: Path) -> str:
+    """The page of several runs: their results in a table, curves overlaid, what differs.
+
+    Args:
+      folders: of the runs.
+      where: the folder that the page is for, from which links to their own pages lead.
+    """
+    from alexnet_jax.training.origin import config_of
+
+    for folder in folders:
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"--workdir: {folder} is not a run, of which one page is to hold many")
+    configs = [config_of(folder) for folder in folders]
+    logs = [log.read(folder, missing=True) for folder in folders]
+    names = distinct(folders)
+    rows = [
+        run_row(folder, config, events)
+        for folder, config, events in zip(folders, configs, logs, strict=True)
+    ]
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    by_name = {name: [events] for name, events in zip(names, logs, strict=True) if events}
+    return pages.render(
+        "runs.html",
+        title=pages.count(len(folders), "run"),
+        header=header,
+        rows=[
+            (name, _link(folder, where), [row.get(column, "") for column in header])
+            for name, folder, row in zip(names, folders, rows, strict=True)
+        ],
+        overlays=[
+            (figures.picture(figures.overlay(by_name, measure)), overlay_text(by_name, label))
+            for measure, label in (("top1_error", "Top-1 error"), ("loss", "Loss"))
+        ],
+        names=names,
+        fields=differing(configs),
     )
 
 
@@ -117,9 +178,11 @@ def study_page(folder: Path) -> str:
         seeds=comparison.seeds(config),
         runs=_links(folder, table),
         outcome=header[1],
-        figure=picture(figures.study_figure(config, folder, table.main)),
-        overlays=[picture(figures.study_overlay(logs, x, base)) for x in ("top1_error", "loss")],
-        curves=[picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")],
+        figure=figures.picture(figures.study_figure(config, folder, table.main)),
+        overlays=[figures.picture(figures.overlay(logs, x, base)) for x in ("top1_error", "loss")],
+        curves=[
+            figures.picture(figures.study_curves(logs, name)) for name in ("top1_error", "loss")
+        ],
         variants=[(name, changes) for name, changes in config.variants],
         changed=changed_fields(config.base),
         config=config.base.to_json(indent=2),
@@ -148,6 +211,92 @@ def _links(folder: Path, table: comparison.Table) -> list[tuple[str, list[tuple[
 # --------------------------------------------------------------------------- text
 
 
+def guessing(classes: int) -> str:
+    """What chance alone gives."""
+    right = 100 / classes
+    text = f"Guessing among {pages.count(classes, 'class', 'classes')}"
+    return f"{text}: {percent(right)} % right, {percent(100 - right)} % top-1 error."
+
+
+def in_2012(config: ConfigDict, class_names: tuple[str, ...]) -> list[str]:
+    """What was reported in 2012 of the same data, in a sentence or none."""
+    row = published.beside(config, class_names)
+    if row is None:
+        return []
+    top5 = "" if row.top5_error is None else f", {row.top5_error:g} % top-5 error"
+    views = pages.count(row.views, "view")
+    return [f"In 2012: {row.top1_error:g} % top-1 error{top5} with {views} ({row.source})."]
+
+
+def about(config: ConfigDict, events: list[Event]) -> str:
+    """What was trained on what and for how long, in a line."""
+    facts = dict(summary(config, {}, events))
+    return f"{facts['data']}. {facts['network'].capitalize()}. {facts['trained'].capitalize()}."
+
+
+def curve_text(events: list[Event], name: str, label: str) -> str:
+    """What a figure of curves shows, in words."""
+    factor, unit = (100, " %") if name == "top1_error" else (1, "")
+    ends = [
+        (text, *(f"{factor * values[i]:.3g}{unit}" for i in (0, -1)))
+        for text, curve in figures.series(events, name).items()
+        if (values := list(curve.values()))
+    ]
+    curves = "; ".join(f"{text} from {first} to {last}" for text, first, last in ends)
+    return f"{label} against epochs: {curves or 'nothing yet'}.{drops_text(events)}"
+
+
+def drops_text(events: list[Event]) -> str:
+    """Where the learning rate falls, in a sentence that begins with a space; or nothing."""
+    found = [f"to {rate:.3g} at epoch {epoch:.3g}" for epoch, rate in figures.drops(events)]
+    return f" The learning rate falls {', '.join(found)}." if found else ""
+
+
+def overlay_text(logs: dict[str, list[list[Event]]], label: str) -> str:
+    """What a figure of many curves shows, in words."""
+    return f"{label} against epochs, one line for each of {', '.join(logs)}"
+
+
+def speed(workdir: Path, events: list[Event]) -> str:
+    """Time and images per second, in a sentence; empty without a log of steps."""
+    means = [x for x in events if isinstance(x, TrainingMean)]
+    took = outcomes.seconds(workdir)
+    if took is None:
+        return ""
+    # The first mean has the time of compiling in it.
+    rates = [x.images_per_second for x in means[1:] or means]
+    waited = np.mean([x.data_wait_fraction for x in means[1:] or means])
+    return (
+        f"The training steps took {duration(took)}, at {np.median(rates):,.0f} images/s (median); "
+        f"{100 * waited:.0f} % of the time was spent waiting for images."
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    named = [(days, "day"), (hours, "hour"), (minutes, "minute"), (whole % 60, "second")]
+    first = next((i for i, (number, _) in enumerate(named) if number), 3)
+    shown = named[first : first + 2]
+    return " ".join(pages.count(number, unit) for number, unit in shown if number) or "0 seconds"
+
+
+def moved(kernels: images.Kernels, init_from: str) -> str:
+    """How far the kernels are from those at the start, in a sentence or two."""
+    if kernels.correlation is None:
+        return ""
+    r = kernels.correlation
+    before = f"what they were in {Path(init_from).name}" if init_from else "their initial noise"
+    if r >= 0.5**0.5:  # More than half of their variance is that of the start.
+        verdict = f"they are still mostly {before}"
+    elif r >= 0.3:
+        verdict = f"they are partly {before}"
+    else:
+        verdict = f"little is left of {before}"
+    return f"The correlation of their weights with those at the start is {r:.2f}: {verdict}."
+
+
 def summary(config: ConfigDict, env: dict, events: list[Event]) -> list[tuple[str, str]]:
     """The facts of a run, as (name, text)."""
     steps = max((event.step for event in events), default=0)
@@ -155,10 +304,12 @@ def summary(config: ConfigDict, env: dict, events: list[Event]) -> list[tuple[st
     epochs = max((event.epoch for event in measured), default=0)
     packages = env.get("packages", {})
     return [
-        ("data", f"{config.data.source}, {config.model.num_classes} classes"),
-        ("network", f"{config.model.towers} tower{'s' if config.model.towers > 1 else ''}, "
+        ("data", f"{config.data.source}, "
+                 f"{pages.count(config.model.num_classes, 'class', 'classes')}"),
+        ("network", f"{pages.count(config.model.towers, 'tower')}, "
                     f"width {config.model.width:g}, {config.data.crop_size} pixel crops"),
-        ("trained", f"{steps} steps, {epochs:g} epochs of batches of {config.batch_size}"),
+        ("trained", f"{pages.count(steps, 'step')}, {epochs:.4g} epoch{'s' * (epochs != 1)} "
+                    f"of batches of {config.batch_size}"),
         ("seed", str(config.seed)),
         ("placement", env.get("placement", "unknown")),
         ("versions", ", ".join(f"{name} {packages[name]}" for name in ("jax", "flax", "optax")
@@ -174,20 +325,20 @@ def results(result: dict, events: list[Event]) -> list[tuple[str, str, str, str]
     They are those of `result.json`, or of the last evaluation in the log for other splits.
     """
     rows = []
-    for split, fields in _evaluated(result, events):
+    for split, fields in evaluated(result, events):
         for views in (1, 9, 10):
             name = "" if views == 1 else f"_{views}_views"
             if f"top1_error{name}" in fields:
                 errors = [f"{100 * fields[f'top{k}_error{name}']:.2f}" for k in (1, 5)]
-                rows.append((f"{split}, {fields['num_examples']} images", str(views), *errors))
+                rows.append((_images_of(split, fields), str(views), *errors))
     return rows
 
 
 def other_metrics(result: dict, events: list[Event]) -> list[tuple[str, str, str]]:
     """(split, metric, value) of the same evaluations, for the metrics of `evaluate.metrics`."""
     return [
-        (f"{split}, {fields['num_examples']} images", name, f"{value:.4f}")
-        for split, fields in _evaluated(result, events)
+        (_images_of(split, fields), name, f"{value:.4f}")
+        for split, fields in evaluated(result, events)
         for name, value in fields.get("metrics", {}).items()
     ]
 
@@ -198,12 +349,8 @@ def logged_metrics(events: list[Event]) -> list[str]:
     return list(dict.fromkeys(name for metrics in found for name in metrics))
 
 
-def _evaluated(result: dict, events: list[Event]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each split with the fields of its last evaluation."""
-    for split in ("test", "validation", "train"):
-        logged = (to_json(x) for x in events if isinstance(x, Evaluation) and x.split == split)
-        if fields := result.get(split) or next(iter(list(logged)[::-1]), None):
-            yield split, fields
+def _images_of(split: str, fields: dict[str, Any]) -> str:
+    return f"{split}, {pages.count(fields['num_examples'], 'image')}"
 
 
 def changed_fields(config: ConfigDict) -> list[tuple[str, str, str]]:
@@ -230,189 +377,47 @@ def command(env: dict) -> str:
     return " \\\n    ".join([verb, *map(shlex.quote, words[2:])])
 
 
-# --------------------------------------------------------------------------- images
+# --------------------------------------------------------------------------- several runs
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What a page shows that needs the checkpoint and the images; pictures are data URIs.
-
-    Attributes:
-      kernels: a picture of the kernels of the first layer.
-      colour: the mean share of colour in the kernels of each tower, as text.
-      predictions: (picture, class, [(class, percent, whether it is the true one)]).
-      neighbours: (picture, class, [(picture, class)]), nearest first.
-      confusion: a picture of the confusion matrix, or None with many classes.
-      pairs: (true class, predicted class, count, images of the true class), most frequent first.
-      examples: the number of test images.
-    """
-
-    kernels: str
-    colour: list[str]
-    predictions: list[tuple[str, str, list[tuple[str, float, bool]]]]
-    neighbours: list[tuple[str, str, list[tuple[str, str]]]]
-    confusion: str | None
-    pairs: list[tuple[str, str, int, int]]
-    examples: int
+def distinct(folders: Sequence[Path]) -> list[str]:
+    """Names of folders: their paths from the last folder that they share."""
+    full = [folder.resolve() for folder in folders]
+    shared = os.path.commonpath([folder.parent for folder in full])
+    return [folder.relative_to(shared).as_posix() for folder in full]
 
 
-def seen_images(config: ConfigDict, workdir: Path) -> Seen:
-    """Runs the newest checkpoint over the test images and some of the training images.
-
-    Raises:
-      UsageError: no checkpoint is whole, or the data set is missing.
-    """
-    from alexnet_jax.data.sources import open_sources
-    from alexnet_jax.training.origin import load
-
-    sources = open_sources(config, *workdirs.class_names(config, workdir))
-    run = load(workdir, placement=config.placement)
-    names = run.class_names
-    rng, total = np.random.default_rng(0), sources["test"].num_examples
-    shown, asked = rng.permutation(total), rng.permutation(total)
-    spare = config.data.max_unreadable  # in place of those that cannot be read
-    wanted = np.union1d(shown[: PREDICTIONS + spare], asked[: QUERIES + spare])
-    test: dict[int, Features] = {}
-    matrix, count = np.zeros((len(names), len(names)), int), 0
-    for part in features_of(run, sources["test"], None):
-        matrix += confusion(part.label, part.probabilities.argmax(1), len(names))
-        for place in wanted[(wanted >= count) & (wanted < count + len(part.label))]:
-            test[int(place)] = part.row(place - count)
-        count += len(part.label)
-    shown = [test[i] for i in shown.tolist() if i in test][:PREDICTIONS]
-    asked = [test[i] for i in asked.tolist() if i in test][:QUERIES]
-    train = features_of(run, sources["train"], _MOST_FEATURES)
-    near = nearest([row.features for row in asked], train, NEIGHBOURS)
-    of_test = thumbnails(
-        config, sources["test"], np.unique([int(row.index) for row in (*shown, *asked)])
-    )
-    of_train = thumbnails(
-        config, sources["train"], np.unique([index for found in near for index, _ in found])
-    )
-    kernels = run.params[run.tower.layers[0].name]["kernel"]
-    shares = colour_share(kernels)
-    return Seen(
-        kernels=picture(drawing.kernels(kernels)),
-        colour=[f"of tower {i}: {100 * x.mean():.0f} %" for i, x in enumerate(shares, 1)],
-        predictions=[
-            (of_test[int(row.index)], names[row.label],
-             five_best(row.probabilities, names, int(row.label)))
-            for row in shown
-        ],
-        neighbours=[
-            (of_test[int(row.index)], names[row.label],
-             [(of_train[index], names[label]) for index, label in found])
-            for row, found in zip(asked, near, strict=True)
-        ],
-        confusion=None if len(names) > _MOST_CLASSES else picture(figures.confusion(matrix, names)),
-        pairs=confused_pairs(matrix, names),
-        examples=count,
-    )  # fmt: skip
+def run_row(folder: Path, config: ConfigDict, events: list[Event]) -> dict[str, str]:
+    """What the table of several runs says of one, by column."""
+    result = _json(folder / "result.json")
+    row = {"state": why} if (why := outcomes.missing(folder)) else {}
+    for images_of, views, top1, top5 in results(result, events):
+        split = images_of.partition(",")[0]
+        name = f"{split} error" if views == "1" else f"{split} error, {views} views"
+        row |= {name: top1, **({f"{name}, top 5": top5} if config.model.num_classes > BEST else {})}
+    measured = [x for x in events if isinstance(x, (TrainingMean, Evaluation))]
+    row["epochs"] = f"{max((event.epoch for event in measured), default=0):.4g}"
+    if (took := outcomes.seconds(folder)) is not None:
+        row["time of the steps"] = duration(took)
+        means = [x.images_per_second for x in events if isinstance(x, TrainingMean)]
+        row["images/s"] = f"{np.median(means[1:] or means):,.0f}"
+    return row
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Images: label and index `[n]`, probabilities `[n, classes]`, features `[n, units]`."""
-
-    label: np.ndarray
-    index: np.ndarray
-    probabilities: np.ndarray
-    features: np.ndarray
-
-    def row(self, place: int) -> "Features":
-        """One image, without the first axis; a copy, so that the others can be dropped."""
-        return Features(
-            *(np.array(getattr(self, field.name)[place]) for field in dataclasses.fields(self))
-        )
+def _link(folder: Path, where: Path) -> str:
+    """The way to the page of a run; empty if it has none."""
+    page = folder / PAGE
+    return Path(os.path.relpath(page, where)).as_posix() if page.is_file() else ""
 
 
-def features_of(run: Any, source: Any, most: int | None) -> Iterator[Features]:
-    """Yields predictions and features, batch by batch, for a source or its first `most` images."""
-    from alexnet_jax import parallel
-    from alexnet_jax.data import pipeline
-    from alexnet_jax.training import evaluate
-
-    placement = parallel.place_near(run.config)
-    step = evaluate.make_predict_step(run.tower, run.inputs, placement, 1)
-    variables = placement.put_towers(run.variables)
-    size = evaluate.batch_size(run.config, 1, placement)
-    left = source.num_examples if most is None else most
-    for batch in pipeline.eval_batches(source, run.config.data, batch_size=size):
-        probabilities, features = parallel.to_host(step(variables, placement.put_batch(batch)))
-        real = np.flatnonzero(batch["mask"] > 0)[:left]
-        features = np.concatenate(list(features), axis=-1)
-        columns = (batch["label"], batch["index"], probabilities, features)
-        yield Features(*(values[real] for values in columns))
-        left -= len(real)
-        if left <= 0:
-            break
-
-
-def nearest(
-    queries_QxF: Sequence[np.ndarray], parts: Iterable[Features], count: int
-) -> list[list[tuple[int, int]]]:
-    """The images at the smallest Euclidean distance of each query (section 6.1 of the paper).
-
-    Args:
-      queries_QxF: features.
-      parts: the images to search, of which one part at a time is held.
-      count: how many of them are wanted for each query.
-
-    Returns:
-      For each query (index, label) of the images, nearest first, the earlier of two equal ones.
-    """
-    found = [(np.zeros(0), np.zeros((2, 0), int)) for _ in queries_QxF]
-    for part in parts:
-        here = np.stack([part.index, part.label])
-        for number, query_F in enumerate(queries_QxF):
-            before, images = found[number]
-            distance = np.concatenate([before, np.square(part.features - query_F).sum(1)])
-            order = np.argsort(distance, kind="stable")[:count]
-            found[number] = distance[order], np.concatenate([images, here], axis=1)[:, order]
-    return [[(int(i), int(label)) for i, label in images.T] for _, images in found]
-
-
-def confusion(label: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """The number of images by true (row) and predicted class, int `[classes, classes]`."""
-    matrix = np.zeros((classes, classes), int)
-    np.add.at(matrix, (label, predicted), 1)
-    return matrix
-
-
-def confused_pairs(
-    matrix: np.ndarray, names: tuple[str, ...], count: int = 10
-) -> list[tuple[str, str, int, int]]:
-    """The most frequent confusions; see `Seen.pairs`."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = [np.unravel_index(i, wrong.shape) for i in order]
-    totals = matrix.sum(1)
-    return [(names[a], names[b], int(wrong[a, b]), int(totals[a])) for a, b in pairs if wrong[a, b]]
-
-
-def thumbnails(config: ConfigDict, source: Any, indices: np.ndarray) -> dict[int, str]:
-    """The resized images, by index, as PNG of 64 to 128 pixels."""
-    squares, _ = source.squares(config.data)(indices)
-    found = {}
-    for index, square in zip(indices, squares, strict=True):
-        image = Image.fromarray(square)
-        times = max(1, -(-64 // square.shape[0]))
-        image = image.resize(
-            (square.shape[1] * times, square.shape[0] * times), Image.Resampling.NEAREST
-        )
-        image.thumbnail((128, 128))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        found[int(index)] = pages.uri("png", buffer.getvalue())
-    return found
-
-
-# --------------------------------------------------------------------------- HTML
-
-
-def picture(figure: Figure) -> str:
-    """A figure as a data URI, which needs no other file."""
-    return pages.uri("svg+xml", figures.svg(figure))
+def differing(configs: Sequence[ConfigDict]) -> list[tuple[str, list[str]]]:
+    """(field, its value in each configuration) of the fields that are not equal in all."""
+    every = [dict(leaves(config)) for config in configs]
+    names = dict.fromkeys(name for one in every for name in one)
+    rows = [
+        (name, [json.dumps(one[name]) if name in one else "" for one in every]) for name in names
+    ]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def _json(path: Path) -> dict[str, Any]:

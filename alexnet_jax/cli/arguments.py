@@ -1,8 +1,10 @@
 """The flags of all verbs and their parsing: by absl, with one line per error."""
 
 import difflib
+import os
 import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -26,7 +28,13 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     ),
     "weights": (
         flags.DEFINE_string, "",
-        "Instead of a workdir: a file of weights, .safetensors or .onnx.", {},
+        "Instead of a workdir: a file of weights, .safetensors or .onnx, or the name of a network.",
+        {},
+    ),
+    "dtype": (
+        flags.DEFINE_enum, "float32",
+        "The type of the numbers in a .safetensors file; float16 halves its size.",
+        {"enum_values": ["float32", "float16"]},
     ),
     "pixels": (
         flags.DEFINE_bool, False,
@@ -45,6 +53,10 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     "split": (
         flags.DEFINE_enum, "test", "The split to evaluate.",
         {"enum_values": ["test", "validation", "train"]},
+    ),
+    "source": (
+        flags.DEFINE_string, "",
+        "Another data set of the same classes than that of the run, such as folder:PATH.", {},
     ),
     "json": (flags.DEFINE_bool, False, "JSON, for programs.", {}),
     "format": (
@@ -283,6 +295,17 @@ def part(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UsageError(f"--part={text}: give K/N with K from 1 to N, such as 2/3")
     return int(match[1]), int(match[2])
+
+
+def folders(text: str) -> list[Path]:
+    """The folder of this name or, if there is none, those between its commas.
+
+    Raises:
+      UsageError: one of the names is empty.
+    """
+    if os.path.exists(text):  # False for whatever is no path
+        return [Path(text)]
+    return [local(name, "--workdir") for name in text.split(",")]
 
 
 def pair(names: list[str]) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from alexnet_jax.cli.arguments import EXAMPLE
 from alexnet_jax.config import find
 from alexnet_jax.errors import LOST_ANOTHER, Stopped, UsageError
 from alexnet_jax.paths import write_output
+from alexnet_jax.weights import named
 
 _RESUME = "start all of them again with the same command: they resume from the last checkpoint"
 NOT_THE_SAME = 4
@@ -39,10 +40,13 @@ def train(flag: flags.FlagValues) -> None:
     config, workdir = flag.config, Path(flag.workdir)
     profile = arguments.steps(flag.profile)
     _start(config)
+    from alexnet_jax.analysis.headline import sentence
+    from alexnet_jax.training import log
     from alexnet_jax.training.loop import train_and_evaluate
 
     result = train_and_evaluate(config, workdir, profile)
-    print(json.dumps(result, indent=2))
+    print(f"{sentence(result, log.read(workdir))}.")
+    print(f"All numbers: {workdir / 'result.json'}. A page: report --workdir={workdir}")
 
 
 def evaluate(flag: flags.FlagValues) -> None:
@@ -50,11 +54,13 @@ def evaluate(flag: flags.FlagValues) -> None:
     from alexnet_jax.training.api import evaluate_workdir
     from alexnet_jax.training.origin import config_of
 
-    workdir = Path(flag.workdir)
-    config = config_of(workdir)
+    origin = _origin(flag)
+    config = config_of(origin)
+    if flag.source:
+        config.data.source = flag.source
     _start(config)
     _note_views(config, int(flag.views))
-    fields = evaluate_workdir(config, workdir, int(flag.views), flag.split, flag.step)
+    fields = evaluate_workdir(config, origin, int(flag.views), flag.split, flag.step)
     print(json.dumps(fields, indent=2))
 
 
@@ -186,11 +192,17 @@ def study(flag: flags.FlagValues) -> int:
 
 
 def report(flag: flags.FlagValues) -> None:
-    """Write one page about a run or a study: curves, kernels, predictions, confusions."""
+    """Write one page about a run, a study, or several runs (--workdir=RUN1,RUN2,...)."""
     from alexnet_jax.analysis import report as pages
     from alexnet_jax.training.origin import config_of
 
-    workdir = Path(flag.workdir)
+    folders = arguments.folders(flag.workdir)
+    if len(folders) > 1:
+        print(f"wrote {pages.write_runs(folders, Path(flag.out or 'runs.html'))}")
+        return
+    (workdir,) = folders
+    if flag.out:
+        raise UsageError(f"--out={flag.out}: the page of one folder is {workdir / pages.PAGE}")
     if (workdir / "config.json").is_file():
         _start(config_of(workdir))
     print(f"wrote {pages.write(workdir)}")
@@ -268,6 +280,8 @@ def export(flag: flags.FlagValues) -> None:
         raise UsageError(f"--out={out}: use one of {', '.join(kinds)}")
     if flag.pixels and out.suffix != ".onnx":
         raise UsageError(f"--pixels: of an .onnx file, and not of --out={out}")
+    if flag.dtype != "float32" and out.suffix != ".safetensors":
+        raise UsageError(f"--dtype={flag.dtype}: of a .safetensors file, and not of --out={out}")
     if out.suffix == ".md":
         if flag.step:
             raise UsageError(f"--step={flag.step}: a model card is about the final weights")
@@ -275,7 +289,7 @@ def export(flag: flags.FlagValues) -> None:
 
         write_output(out, card.text(_origin(flag)))
     else:
-        _network(flag).save(out, flag.pixels)
+        _network(flag).save(out, flag.pixels, flag.dtype)
     beside = f" and {out.with_suffix('.safetensors')}" if out.suffix == ".py" else ""
     print(f"wrote {out}{beside}")
 
@@ -293,7 +307,7 @@ def doctor(flag: flags.FlagValues) -> int:
 def _origin(flag: flags.FlagValues) -> Path:
     """What --workdir or --weights names, whichever is given."""
     if bool(flag.workdir) == bool(flag.weights):
-        raise UsageError("give one of --workdir, a run, and --weights, a file")
+        raise UsageError("give one of --workdir, a run, and --weights, a file or a name")
     return Path(flag.workdir or flag.weights)
 
 
@@ -315,7 +329,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "evaluate": (
         evaluate,
-        ("workdir", "step", "views", "split"),
+        ("workdir", "step", "weights", "views", "source", "split"),
         "--workdir=runs/quickstart --views=10",
     ),
     "predict": (
@@ -330,12 +344,12 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
     ),
     "import": (
         export,
-        ("workdir", "step", "weights", "pixels", "out"),
+        ("workdir", "step", "weights", "pixels", "dtype", "out"),
         "--weights=bvlcalexnet.onnx --out=caffe.safetensors",
     ),
     "export": (
         export,
-        ("workdir", "step", "weights", "pixels", "out"),
+        ("workdir", "step", "weights", "pixels", "dtype", "out"),
         "--workdir=runs/quickstart --out=network.onnx --pixels",
     ),
     "verify": (verify, ("workdir", "until"), "--workdir=runs/quickstart --until=100"),
@@ -344,7 +358,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
         ("config", "workdir", "part", "table_only", "compare"),
         "--config=studies/components --workdir=runs/components",
     ),
-    "report": (report, ("workdir",), "--workdir=runs/quickstart"),
+    "report": (report, ("workdir", "out"), "--workdir=runs/quickstart"),
     "statistics": (statistics, ("config", "workdir"), f"--config={EXAMPLE} --workdir=runs/digits"),
     "prepare": (prepare, ("config", "out"), "--config=imagenet --out=data/imagenet"),
     "bench": (bench, ("config", "rounds", "steps"), "--config=imagenet --rounds=3"),
@@ -361,6 +375,7 @@ VERBS: dict[str, tuple[Callable[[flags.FlagValues], int | None], tuple[str, ...]
 _OPTIONAL = {
     "study": ("config",),  # One that has a table is described in its folder.
     "explain": ("out",),
+    "report": ("out",),
 }
 
 
@@ -421,6 +436,8 @@ def usage(verb: str | None = None) -> str:
     if "config" in names:
         known = f"Configurations by name: {', '.join(find.names())}"
         lines += ["", *textwrap.wrap(known, 100), f"The fields of each: {command} fields"]
+    if "weights" in names:
+        lines += ["", f"Networks by name: {', '.join(named.names())}"]
     return "\n".join([*lines, "", f"example: {command} {verb} {example}".rstrip()])
 
 

@@ -227,7 +227,9 @@ FIELDS: dict[str, Field] = {
         2, "Latest checkpoints that are kept, besides the best one.", low=1, resume="free",
     ),
     "init_from": Field(
-        "", "A workdir, .safetensors or .onnx file with the weights that the run starts from.",
+        "",
+        "A workdir, a .safetensors or .onnx file, or the name of a network, with the weights that "
+        "the run starts from.",
         since="0.2.0",
     ),
     "freeze": Field(

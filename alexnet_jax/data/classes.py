@@ -47,6 +47,12 @@ def shown_name(name: str) -> str:
     return _wnids().get(name, name)
 
 
+def words(names: Sequence[str]) -> tuple[str, ...]:
+    """Names for readers: `tench` for `n01440764` and `n01440764-tench`, where all stay distinct."""
+    found = tuple(_NUMBER.sub("", shown_name(name)) or name for name in names)
+    return found if len({*found}) == len(found) else tuple(map(shown_name, names))
+
+
 @functools.cache
 def _wnids() -> dict[str, str]:
     return {line.partition(" ")[0]: line for line in imagenet_classes()}
@@ -64,3 +70,4 @@ def keys(names: Sequence[str]) -> tuple[str, ...]:
 
 
 _WNID = re.compile(r"n\d{8}(?![0-9A-Za-z])")
+_NUMBER = re.compile(r"^n\d{8}[ _-]+")

@@ -22,12 +22,11 @@ from alexnet_jax.model.tower import build_tower, draw_parameters, initial_statis
 from alexnet_jax.parallel.hosts import prepare_process
 from alexnet_jax.paths import local
 from alexnet_jax.training import evaluate as evaluation
-from alexnet_jax.training import workdir as workdirs
 from alexnet_jax.training.events import Evaluation, Event, to_json
 from alexnet_jax.training.log import read as read_log
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.network import Network
-from alexnet_jax.training.origin import load
+from alexnet_jax.training.origin import classes_of, load
 
 
 def create(
@@ -175,13 +174,13 @@ def train(
 
 
 def evaluate_workdir(
-    config: ConfigDict, workdir: Path, views: int, split: str, step: int = 0
+    config: ConfigDict, workdir: str | Path, views: int, split: str, step: int = 0
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of `workdir` on a whole split.
+    """Evaluates a trained network on a whole split.
 
     Args:
-      config: the configuration of the run.
-      workdir: the folder of the run.
+      config: the configuration of the network.
+      workdir: the folder of a run, or whatever else `load` takes.
       views: views per image: 1, 9 or 10.
       split: `train`, `validation` or `test`.
       step: the step of the checkpoint; 0 for the latest one.
@@ -193,7 +192,7 @@ def evaluate_workdir(
       UsageError: there is no such checkpoint or split, or the data set is missing.
     """
     placement = parallel.place_near(config)
-    sources = open_sources(config, *workdirs.class_names(config, workdir))
+    sources = open_sources(config, *classes_of(workdir))
     if split not in sources:
         raise UsageError(f"--split={split}: {workdir} has none; it has {', '.join(sources)}")
     check_classes(sources["train"], sources[split])

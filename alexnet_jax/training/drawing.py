@@ -17,13 +17,17 @@ STYLE = {
 }
 
 
+COLUMNS = 16
+"""Kernels in a row."""
+
+
 def kernels(kernels_TxHxWx3xN: np.ndarray) -> Figure:
     """Figure 3 of the paper: rows of 16 kernels, those of the first tower on top.
 
     Each kernel has its own scale, on which grey is 0.
     """
     towers, height, width, _, count = kernels_TxHxWx3xN.shape
-    columns = min(count, 16)
+    columns = min(count, COLUMNS)
     rows = -(-count // columns)
     gap = 1
     grid = np.ones((towers * (rows * (height + gap) + gap), columns * (width + gap) + gap, 3))
@@ -35,7 +39,9 @@ def kernels(kernels_TxHxWx3xN: np.ndarray) -> Figure:
             left = gap + column * (width + gap)
             reach = max(np.abs(kernel).max(), np.finfo(np.float32).tiny)
             grid[top : top + height, left : left + width] = 0.5 + 0.5 * kernel / reach
-    figure = Figure(figsize=(9, 9 * grid.shape[0] / grid.shape[1]))
+    # Each weight is a square of whole pixels at 100 dots per inch, and at multiples of it.
+    scale = max(900 // grid.shape[1], 1)
+    figure = Figure(figsize=(scale * grid.shape[1] / 100, scale * grid.shape[0] / 100))
     axis = figure.add_axes((0, 0, 1, 1))
     axis.imshow(grid, interpolation="nearest")
     axis.set_axis_off()
@@ -49,13 +55,15 @@ def predictions(
 ) -> Figure:
     """Figure 4 of the paper: images with their class, and the five best classes of each as bars.
 
+    The bar of the right class has another colour, and its name a tick.
+
     Args:
       rows: (uint8 `[S, S, 3]`, class, [(class, percent, whether it is the right one)]).
     """
     columns = min(len(rows), 4)
     lines = -(-len(rows) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.4 * columns, 3.6 * lines), layout="constrained")
+        figure = Figure(figsize=(2.08 * columns, 3.3 * lines), layout="constrained")
         axes = figure.subplots(2 * lines, columns, squeeze=False, height_ratios=[2, 1] * lines)
         for axis in axes.flat:
             axis.set_axis_off()
@@ -63,10 +71,14 @@ def predictions(
             line, column = divmod(number, columns)
             above, below = axes[2 * line, column], axes[2 * line + 1, column]
             above.imshow(image)
-            above.set_title(short(name), fontsize=9)
+            above.set_title(short(name), fontsize=10, fontweight="bold")
             for place, (answer, percent, right) in enumerate(best):
-                below.barh(place, percent, color=COLOURS[1] if right else COLOURS[5])
-                below.text(2, place, short(answer), va="center", fontsize=8, color=INK)
+                below.barh(place, percent, color=COLOURS[4] if right else COLOURS[5])
+                text = f"\N{CHECK MARK} {answer}" if right else answer
+                below.text(2, place, short(text), va="center", fontsize=8.5, color=INK)
+                below.text(
+                    99, place, f"{percent:.0f}", va="center", ha="right", fontsize=8.5, color=INK
+                )
             below.set(xlim=(0, 100), ylim=(len(best) - 0.4, -0.6))
         return figure
 

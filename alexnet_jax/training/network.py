@@ -394,22 +394,22 @@ class Network:
         """Returns the network as one column, the form in which files hold it."""
         return from_towers(self.config, self.variables, self.inputs.mean, self.class_names)
 
-    def save(self, path: str | Path, pixels: bool = False) -> Path:
+    def save(self, path: str | Path, pixels: bool = False, dtype: str = "float32") -> Path:
         """Writes a file of weights that `load` reads, .safetensors or .onnx, or a PyTorch module.
 
         Args:
           path: by its suffix; NAME.py is written with its weights beside it, NAME.safetensors.
           pixels: whether the ONNX graph resizes images itself: its input is uint8 `[N, H, W, 3]`.
+          dtype: `float16` for a .safetensors file of half the size.
 
         Returns:
           The path.
 
         Raises:
-          UsageError: the suffix is another, the file cannot be written, or the format does not have
-            an operation of the network.
+          UsageError: as `weights.files.write`.
         """
         path = local(str(path), "path")
-        files.write(self.column(), path, pixels)
+        files.write(self.column(), path, pixels, dtype)
         return path
 
     def __repr__(self) -> str:

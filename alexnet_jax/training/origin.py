@@ -11,51 +11,66 @@ from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, initial_statistics, parameter_shapes
 from alexnet_jax.parallel.hosts import prepare_process
-from alexnet_jax.paths import local
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.network import Network
 from alexnet_jax.training.workdir import class_names, read_config
-from alexnet_jax.weights import files
+from alexnet_jax.weights import files, named
 from alexnet_jax.weights.column import Column, to_towers
 
 
 def config_of(origin: str | Path) -> ConfigDict:
-    """Returns the configuration of a workdir or of a file of weights.
+    """Returns the configuration of a trained network.
+
+    Args:
+      origin: as for `load`.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: there is none.
     """
-    origin = _local(origin)
+    origin = named.located(origin)
     if _is_file(origin):
         return files.read(origin).config
     try:
         (origin / "config.json").stat()
     except OSError as error:
         raise UsageError(
-            f"{origin}: {error.strerror}: name a folder that `train` wrote, or a file "
-            f"({', '.join(files.SUFFIXES)})"
+            f"{origin}: {error.strerror}: name a folder that `train` wrote, a file "
+            f"({', '.join(files.SUFFIXES)}) or a network of the package "
+            f"({', '.join(named.names())})"
         ) from error
     return read_config(origin)
 
 
 def mean_of(origin: str | Path) -> np.ndarray:
-    """Returns what a workdir or a file subtracts from images: `[3]` or `[crop, crop, 3]`.
+    """Returns what a trained network subtracts from images: `[3]` or `[crop, crop, 3]`.
 
     Raises:
       UsageError: as `config_of`.
     """
-    origin = _local(origin)
+    origin = named.located(origin)
     if _is_file(origin):
         return files.read(origin).mean
     return input_rules.of_run(config_of(origin), origin).mean
+
+
+def classes_of(origin: str | Path) -> tuple[tuple[str, ...], str]:
+    """Returns the names of a trained network's classes, if it came with any, and their place.
+
+    Raises:
+      UsageError: as `config_of`, or the file of the names is damaged.
+    """
+    origin = named.located(origin)
+    if _is_file(origin):
+        return files.read(origin).class_names, str(origin)
+    return class_names(config_of(origin), origin)
 
 
 def load(origin: str | Path, *, step: int = 0, placement: str = "vmap") -> Network:
     """Loads a trained network.
 
     Args:
-      origin: the workdir of a run; or a .safetensors or .onnx file, also torchvision's and Caffe's
-        AlexNet.
+      origin: the workdir of a run; a .safetensors or .onnx file, also torchvision's and Caffe's
+        AlexNet; or the name of a network that comes with the package, such as `imagenette`.
       step: the step of the checkpoint; 0 for the latest one that is intact.
       placement: see `Network`.
 
@@ -63,7 +78,7 @@ def load(origin: str | Path, *, step: int = 0, placement: str = "vmap") -> Netwo
       UsageError: there is no such checkpoint, or the file cannot be read.
     """
     prepare_process()
-    origin = _local(origin)
+    origin = named.located(origin)
     if _is_file(origin):
         if step:
             raise UsageError(f"step {step}: {origin} is a file, which holds no steps")
@@ -80,10 +95,6 @@ def load(origin: str | Path, *, step: int = 0, placement: str = "vmap") -> Netwo
     step, variables = restored
     inputs, names = input_rules.of_run(config, origin), _class_names(config, origin)
     return Network(config, tower, variables, inputs, names, step, placement)
-
-
-def _local(origin: str | Path) -> Path:
-    return local(str(origin), "the workdir or file")
 
 
 def _is_file(origin: Path) -> bool:

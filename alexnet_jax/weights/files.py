@@ -23,10 +23,12 @@ from alexnet_jax.weights.torchvision import from_torchvision, is_torchvision
 SUFFIXES = (".safetensors", ".onnx")
 """Of the files that are read."""
 WRITTEN = (*SUFFIXES, ".py")
+DTYPES = ("float32", "float16")
+"""Of the numbers in a .safetensors file that is written."""
 _MEAN = f"input.{MEAN}"
 
 
-def write(column: Column, path: Path, pixels: bool = False) -> None:
+def write(column: Column, path: Path, pixels: bool = False, dtype: str = "float32") -> None:
     """Writes `path`, by its suffix, wholly or not at all.
 
     Args:
@@ -34,20 +36,28 @@ def write(column: Column, path: Path, pixels: bool = False) -> None:
       path: `NAME.safetensors`; `NAME.onnx`; or `NAME.py`, a PyTorch module, with its weights beside
         it as `NAME.safetensors`.
       pixels: whether an ONNX graph takes whole images, which it resizes (`to_graph`).
+      dtype: one of `DTYPES`, of all arrays of a .safetensors file. float16 halves the file and
+        rounds each number by at most 1 / 2048 of itself, or 3e-8 if that is more.
 
     Raises:
       UsageError: the suffix is another, the file cannot be written, the format does not have an
-        operation of the network, or `pixels` is of no use in it.
+        operation of the network, `pixels` or `dtype` is of no use in it, or a number is outside the
+        range of `dtype`.
     """
     if path.suffix not in WRITTEN:
         raise UsageError(f"{path}: use one of {', '.join(WRITTEN)}")
     if pixels and path.suffix != ".onnx":
         raise UsageError(f"{path}: only an .onnx file takes pixels, whole images of any size")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype = {dtype!r}: use one of {', '.join(DTYPES)}")
+    if dtype != "float32" and path.suffix != ".safetensors":
+        raise UsageError(f"{path}: only a .safetensors file can be of {dtype}")
     if path.suffix == ".onnx":
         contents: dict[Path, str | bytes] = {path: to_graph(column, pixels).SerializeToString()}
     else:
         weights = path.with_suffix(".safetensors")
         arrays = column.arrays | {_MEAN: column.mean}
+        arrays = {name: _rounded(name, array, dtype) for name, array in arrays.items()}
         contents = {weights: save(arrays, metadata.to_texts(column))}
         if path.suffix == ".py":
             contents[path] = to_source(column, weights.name)
@@ -55,10 +65,27 @@ def write(column: Column, path: Path, pixels: bool = False) -> None:
         paths.write_output(place, content)
 
 
+def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in another type.
+
+    Raises:
+      UsageError: a number is outside its range.
+    """
+    with np.errstate(over="ignore"):
+        rounded = array.astype(dtype)
+    if not np.isfinite(rounded).all():
+        raise UsageError(
+            f"{name} has numbers up to {np.abs(array).max():.6g}, and {dtype} ends at "
+            f"{np.finfo(dtype).max:.6g}: export the network as float32"
+        )
+    return rounded
+
+
 def read(path: Path) -> Column:
     """Reads what `write` wrote, torchvision's AlexNet as safetensors, or Caffe's as ONNX.
 
-    Nothing is unpickled.
+    Numbers of any floating-point type, such as float16 and bfloat16, become float32. Nothing is
+    unpickled.
 
     Raises:
       UsageError: it is none of them; says what it is.

@@ -1,8 +1,12 @@
 """What figures show, read back from their axes."""
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
+from PIL import Image
 
 from alexnet_jax.analysis import figures, study
 from alexnet_jax.analysis.comparison import Difference, Row
@@ -182,18 +186,66 @@ def test_names_of_classes_are_drawn_as_they_are(name):
 
 
 def test_variants_are_overlaid_by_the_mean_of_their_seeds():
-    """The base is the thick line; curves of splits with few evaluations give way to the steps."""
+    """The base is the thick line; a split of which one has few evaluations gives way to steps."""
 
     def run(start, evaluations):
         steps = [training_mean(float(e), start / (e + 1), 0.5, step=e) for e in range(6)]
         return [*steps, *(evaluation("train", float(e), start, 0.25) for e in range(evaluations))]
 
     logs = {"base": [run(2.0, 1), run(4.0, 1)], "tanh": [run(6.0, 6)], "none": []}
-    (axis,) = figures.study_overlay(logs, "loss", "base").axes
+    (axis,) = figures.overlay(logs, "loss", "base").axes
     base, tanh = axis.lines
-    assert np.transpose(base.get_data()) == pytest.approx(
-        np.array([(e, 3 / (e + 1)) for e in range(6)])
-    )
-    assert np.transpose(tanh.get_data()) == pytest.approx(np.array([(e, 6.0) for e in range(6)]))
+    for line, start in ((base, 3), (tanh, 6)):
+        points = np.array([(e, start / (e + 1)) for e in range(6)])
+        assert np.transpose(line.get_data()) == pytest.approx(points)
     assert base.get_linewidth() > tanh.get_linewidth()
     assert [line.get_label() for line in axis.lines] == ["base", "tanh"]
+    assert axis.get_ylabel() == f"loss; {figures.TRAINING}"
+
+    (axis,) = figures.overlay({"tanh": [run(6.0, 6)], "b": [run(7.0, 5)]}, "loss").axes
+    assert axis.get_ylabel() == "loss; train images"
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[6.0] * 6, [7.0] * 5]
+
+
+def with_rates(rates):
+    return [
+        dataclasses.replace(training_mean(float(e), 1.0, 0.5), learning_rate=rate)
+        for e, rate in enumerate(rates)
+    ]
+
+
+@pytest.mark.parametrize(
+    "rates,drops",
+    [
+        ([0.1, 0.1, 0.1, 0.01, 0.01, 0.001], [(2.0, 0.01), (4.0, 0.001)]),
+        ([0.01, 0.05, 0.1, 0.1, 0.1], []),  # warmup
+        ([0.1, 0.08, 0.05, 0.01], []),  # falls all the time
+        ([None, None, None], []),
+        ([], []),
+    ],
+)
+def test_drops_of_the_learning_rate_are_where_a_level_ends(rates, drops):
+    log = with_rates(rates)
+    log.insert(1, evaluation("train", 0.5, 1.0, 0.5))
+    assert figures.drops(log) == drops
+    (axis,) = figures.run_curve(log, "loss").axes
+    vertical = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == ":"]
+    assert vertical == [epoch for epoch, _ in drops]
+    assert [text.get_text().strip() for text in axis.texts] == [f"rate {r:g}" for _, r in drops]
+
+
+def test_a_figure_as_png_has_the_dots_that_were_asked_for():
+    rng = np.random.default_rng(0)
+    kernels = rng.normal(size=(2, 11, 11, 3, 48)).astype(np.float32)
+    figure = drawing.kernels(kernels)
+    image = Image.open(io.BytesIO(figures.png(figure, 200)))
+    assert image.size == tuple(round(200 * x) for x in figure.get_size_inches())
+    pixels = np.asarray(image)
+    # Each weight is a square of equal pixels: here the second kernel's first one.
+    side = image.size[0] // (16 * 12 + 1)
+    weight = pixels[side : 2 * side, 13 * side : 14 * side].reshape(-1, 3)
+    kernel = kernels[0, ..., 1]
+    expected = 127.5 * (1 + kernel[0, 0] / np.abs(kernel).max())
+    assert np.abs(weight - expected).max() < 1.5
+    few = Image.open(io.BytesIO(figures.png(figure, 200, few_colours=True)))
+    assert few.size == image.size and few.mode == "P"

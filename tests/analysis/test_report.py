@@ -1,25 +1,20 @@
-"""The page: its arithmetic against scikit-learn, its content, and how a browser lays it out."""
+"""The pages: their numbers, what stands on them, and how a browser lays them out."""
 
 import base64
 import html.parser
-import io
 import json
 import os
 import re
 import shlex
 import shutil
-import tracemalloc
-import types
 
 import numpy as np
 import pytest
-import sklearn.metrics
-import sklearn.neighbors
-from PIL import Image
 
-from alexnet_jax.analysis import comparison, report, study
-from alexnet_jax.config import default
-from alexnet_jax.data import sources
+import alexnet_jax
+from alexnet_jax.analysis import comparison, headline, images, report, study
+from alexnet_jax.config import default, find
+from alexnet_jax.data.classes import imagenet_classes
 from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import origin as trained
@@ -85,21 +80,98 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
+def words_of(text):
+    """The text of a page as a browser shows it, without tags."""
+    return re.sub(r"\s+", " ", " ".join(Page(text).text))
+
+
 def test_the_page_of_a_run_holds_itself_and_its_numbers(run):
     root, result, text = run
-    page = Page(text)
-    assert page.addresses and all(a.startswith("data:image/") for a in page.addresses)
+    page, words = Page(text), words_of(text)
+    addresses = [a for a in page.addresses if not a.startswith("#")]
+    assert all(a.startswith("data:image/") for a in addresses)
     assert "@import" not in text and "url(" not in text
-    words = " ".join(page.text)
     for split in ("test", "validation", "train"):
         for name in ("top1_error", "top5_error"):
             for views in ("", "_10_views") if split == "test" else ("",):
                 assert f"{100 * result[split][name + views]:.2f}" in words
+    error, views = (100 * result["test"][f"top1_error{x}"] for x in ("", "_10_views"))
+    assert (
+        f"{100 - error:.1f} % right on 40 test images; {error:.1f} % top-1 error, "
+        f"{views:.1f} % over ten views." in words
+    )
+    assert "Guessing among 10 classes: 10.0 % right" in words and "In 2012" not in words
     assert f"{root / 'images'}" in words and "config.seed" not in words
     assert "jax" in words and "pmap, 2" in words
-    # 2 curves, kernels, a confusion matrix; 8 predictions; 5 rows of 1 + 6 neighbours.
-    assert len(page.addresses) == 4 + 8 + 5 * 7
+    # 2 curves, 2 pictures of kernels, a confusion matrix; 8 answers; 5 rows of 1 + 6 neighbours.
+    wrong, classes = round(0.4 * error), 10
+    right = text.count("<figcaption><b>")
+    assert text.count("truth: ") == min(wrong, 12) and right <= classes
+    assert len(addresses) == 5 + min(wrong, 12) + right + 8 + 5 * 7
     assert report.write(root / "a run").read_text() == text  # the same again
+
+
+def test_the_page_tells_its_story_in_order(run):
+    _, _, text = run
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert titles == [
+        "Training", "Errors by class", "Mistakes", "Right answers",
+        "8 test images with their five most probable classes", "Nearest training images",
+        "Kernels of the first layer", "Confusions", "Configuration", "How to repeat it",
+    ]  # fmt: skip
+    assert text.index('class="headline"') < text.index("<h2")
+    links, ids = re.findall(r'href="#(.*?)"', text), re.findall(r'id="(.*?)"', text)
+    assert links and links == [name for name in ids if name in links]
+    # Every picture says in words what it shows, and no two curves or kernels the same.
+    texts = re.findall(r'<img[^>]*alt="(.*?)"', text)
+    assert len(texts) == text.count("<img") and all(len(x.split()) > 4 for x in texts)
+
+
+def test_the_kernels_are_those_of_the_run_beside_those_it_drew(run):
+    root, _, text = run
+    config = trained.config_of(root / "a run")
+    after = alexnet_jax.load(root / "a run").kernels("conv1")
+    before = alexnet_jax.create(config=config).kernels("conv1")
+    r = np.corrcoef(after.flatten(), before.flatten())[0, 1]
+    assert f"with those at the start is {r:.2f}: " in text and r > 0.9  # of four steps
+    picture = base64.b64encode((root / "a run" / "kernels.png").read_bytes()).decode()
+    assert text.count(picture) == 1 and "Share of colour:" in text
+
+
+def test_every_test_image_is_counted_once_by_class(run):
+    _, result, text = run
+    rows = re.findall(r'<td class="number">(\d+) of (\d+)</td><td class="share">', text)
+    assert sum(int(of) for _, of in rows) == 40 and len(rows) == 10
+    assert sum(int(n) for n, _ in rows) == round(40 * result["test"]["top1_error"])
+
+
+def test_what_is_shown_of_one_image_and_three_classes(run, tmp_path, monkeypatch):
+    """No top-5 error, no plural of one, and only the classes that there are."""
+    root, _, _ = run
+    copy = shutil.copytree(root / "a run", tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    config["model"]["num_classes"] = 3
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "classes.json").write_text(json.dumps(["ant", "bee", "cat"]))
+    only = {"num_examples": 1, "top1_error": 0.0, "top5_error": 0.0}
+    (copy / "result.json").write_text(json.dumps({"steps": 1, "test": only}))
+    picture = "data:image/png;base64,"
+    kernels = images.Kernels(picture, "", "1 kernel of 3 x 3 pixels", 1, 1, None, True, [0.0])
+    answer = images.Answer(picture, 0, "ant", "ant", 99.0)
+    seen = images.Seen(
+        kernels=kernels, classes=[images.ClassErrors("ant", 1, 0, 0.0, "")], mistakes=[],
+        right=[answer], answers=[(picture, "ant", [("ant", 99.0, True), ("bee", 1.0, False)])],
+        neighbours=[], confusion=None, pairs=[], examples=1, pngs={},
+    )  # fmt: skip
+    monkeypatch.setattr(images, "look", lambda config, workdir: seen)
+    text = report.write(copy).read_text()
+    words = words_of(text)
+    assert "100.0 % right on 1 test image; 0.0 % top-1 error." in words
+    assert "test, 1 image " in words and "the test image is classified correctly" in words
+    assert "1 test image with its 3 classes" in words and "Guessing among 3 classes" in words
+    assert "top-5" not in words and "1 images" not in words and "tower 1" not in words
+    assert "most certain and wrong" not in words and "The correlation" not in words
+    assert "kernel acts by the sum of its weights" in words
 
 
 def test_every_file_of_a_run_and_of_its_page_has_the_permissions_of_the_umask(run):
@@ -115,7 +187,7 @@ def test_predictions_are_those_of_the_test(run):
     config = trained.config_of(root / "a run")
     loaded = trained.load(root / "a run", placement="auto")
     opened = open_sources(config)
-    seen = joined(report.features_of(loaded, opened["test"], None))
+    seen = joined(images.features_of(loaded, opened["test"], None))
     assert seen.probabilities.shape == (40, 10) and seen.features.shape[0] == 40
     np.testing.assert_allclose(seen.probabilities.sum(1), 1, rtol=1e-5)
     grey = loaded.params["conv1"]["kernel"].mean(3, keepdims=True)
@@ -126,49 +198,13 @@ def test_predictions_are_those_of_the_test(run):
     error = (seen.probabilities.argmax(1) != seen.label).mean()
     assert error == pytest.approx(result["test"]["top1_error"], abs=1e-6)
     assert seen.index.tolist() == list(range(40))
-    assert len(joined(report.features_of(loaded, opened["train"], 50)).label) == 50
+    assert len(joined(images.features_of(loaded, opened["train"], 50)).label) == 50
 
 
 def joined(parts):
-    return report.Features(
+    return images.Features(
         *map(np.concatenate, zip(*(vars(p).values() for p in parts), strict=True))
     )
-
-
-def in_parts(features, size=7):
-    for first in range(0, len(features.label), size):
-        yield report.Features(*(x[first : first + size] for x in vars(features).values()))
-
-
-def test_a_page_holds_the_features_of_one_batch_at_a_time(monkeypatch, tmp_path):
-    """Of 3,000 images with 4,096 features (50 MB), in batches of 100 (1.6 MB)."""
-    rng = np.random.default_rng(0)
-
-    def features(run, source, most):
-        del run, most
-        for first in range(0, source.num_examples, 100):
-            rows = np.arange(first, first + 100)
-            ones = np.full((100, 2), 0.5, np.float32)
-            yield report.Features(rows % 2, rows, ones, rng.random((100, 4096), np.float32))
-
-    source = types.SimpleNamespace(num_examples=3000)
-    network = types.SimpleNamespace(
-        class_names=("ant", "bee"),
-        params={"conv1": {"kernel": np.ones((1, 3, 3, 3, 4), np.float32)}},
-        tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
-    )
-    monkeypatch.setattr(
-        sources, "open_sources", lambda config, *names: {"test": source, "train": source}
-    )
-    monkeypatch.setattr(trained, "load", lambda workdir, placement: network)
-    monkeypatch.setattr(report, "features_of", features)
-    monkeypatch.setattr(report, "thumbnails", lambda config, source, at: dict.fromkeys(at.tolist()))
-    monkeypatch.setattr(report, "picture", lambda figure: "")
-    tracemalloc.start()
-    report.seen_images(default(), tmp_path)
-    _, most = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert most < 10e6
 
 
 def test_without_its_images_the_page_says_so(run, tmp_path):
@@ -178,7 +214,7 @@ def test_without_its_images_the_page_says_so(run, tmp_path):
     config["data"]["source"] = f"folder:{tmp_path / 'gone'}"
     (copy / "config.json").write_text(json.dumps(config))
     text = report.write(copy).read_text()
-    assert "Without kernels" in text and f"there is no folder {tmp_path / 'gone'}" in text
+    assert "Without images" in text and f"there is no folder {tmp_path / 'gone'}" in text
     assert "top-1 error" in text
     with pytest.raises(UsageError, match="neither a run nor a study"):
         report.write(tmp_path)
@@ -201,28 +237,6 @@ def test_names_are_text_and_no_markup(run, tmp_path):
     root, _, _ = run
     copy = shutil.copytree(root / "a run", tmp_path / "<b>bold</b> & co")
     assert "<b>bold</b>" not in report.write(copy).read_text()
-
-
-def test_neighbours_and_confusions_are_those_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    features, query = rng.normal(size=(200, 12)), rng.normal(size=12)
-    tree = sklearn.neighbors.NearestNeighbors(n_neighbors=6).fit(features)
-    images = report.Features(np.arange(200) % 7, np.arange(200), np.zeros((200, 1)), features)
-    for size in (1, 7, 200):
-        (found,) = report.nearest([query], in_parts(images, size), 6)
-        expected = tree.kneighbors(query[None])[1][0].tolist()
-        assert found == [(i, i % 7) for i in expected]
-    equal = report.Features(np.arange(9), np.arange(9), np.zeros((9, 1)), np.zeros((9, 2)))
-    assert report.nearest([np.ones(2)], in_parts(equal, 2), 3) == [[(0, 0), (1, 1), (2, 2)]]
-    label, answer = rng.integers(0, 4, 300), rng.integers(0, 4, 300)
-    matrix = report.confusion(label, answer, 5)
-    expected = sklearn.metrics.confusion_matrix(label, answer, labels=range(5))
-    np.testing.assert_array_equal(matrix, expected)
-    pairs = report.confused_pairs(matrix, tuple("abcde"), 20)
-    assert len(pairs) == 12 and [p[2] for p in pairs] == sorted((p[2] for p in pairs), reverse=True)
-    for name, other, times, total in pairs:
-        a, b = "abcde".index(name), "abcde".index(other)
-        assert times == ((label == a) & (answer == b)).sum() and total == (label == a).sum()
 
 
 def test_results_are_of_the_final_test_or_of_the_last_one_in_the_log():
@@ -253,6 +267,140 @@ def test_results_are_of_the_final_test_or_of_the_last_one_in_the_log():
     ]
     assert report.results({}, log) == last
     assert report.results({}, []) == []
+
+
+@pytest.mark.parametrize(
+    "fields,expected",
+    [
+        (
+            {"num_examples": 2000, "top1_error": 0.1945, "top1_error_10_views": 0.1675},
+            "80.6 % right on 2,000 test images; 19.4 % top-1 error, 16.8 % over ten views",
+        ),
+        (
+            {"num_examples": 360, "top1_error": 3 / 360, "top1_error_9_views": 1 / 360},
+            "99.2 % right on 360 test images; 0.83 % top-1 error, 0.28 % over nine views",
+        ),
+        (
+            {"num_examples": 1, "top1_error": 1.0},
+            "0.0 % right on 1 test image; 100.0 % top-1 error",
+        ),
+    ],
+)
+def test_the_result_is_a_sentence(fields, expected):
+    log = [evaluation("validation", 1.0, 1.0, 0.25, 40), evaluation("train", 1.0, 1.0, 0.5, 9)]
+    assert headline.sentence({"test": fields}, log) == expected
+    assert headline.sentence({}, log) == (
+        "75.0 % right on 40 validation images; 25.0 % top-1 error; the run has not ended"
+    )
+    assert "on 9 training images" in headline.sentence({}, log[1:])
+    assert headline.sentence({}, []) == "Not evaluated yet"
+
+
+@pytest.mark.parametrize(
+    "classes,expected",
+    [
+        (10, "10 classes: 10.0 % right, 90.0 % top-1 error."),
+        (1000, "1,000 classes: 0.10 % right, 99.9 % top-1 error."),
+        (1, "1 class: 100.0 % right, 0.0 % top-1 error."),
+    ],
+)
+def test_chance_is_one_of_the_classes(classes, expected):
+    assert report.guessing(classes) == f"Guessing among {expected}"
+
+
+CIFAR10 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "network,views,error",
+    [("80sec", "1 view", 26), ("19pct", "1 view", 19), ("18pct", "1 view", 18),
+     ("13pct", "9 views", 13), ("11pct", "9 views", 11)],
+)  # fmt: skip
+def test_networks_of_cuda_convnet_stand_beside_its_errors(network, views, error):
+    config = find.get_config(f"cifar10_2012:{network}")
+    config.model.precision = "high"  # does not make it another network
+    (line,) = report.in_2012(config, CIFAR10[::-1])
+    assert line.startswith(f"In 2012: {error} % top-1 error with {views} (cuda-convnet")
+    assert report.in_2012(config, (*CIFAR10[1:], "n01440764")) == []
+    config.model.activation = "tanh"
+    assert report.in_2012(config, CIFAR10) == []
+
+
+def test_every_network_on_imagenet_stands_beside_the_papers():
+    names = [line.partition(" ")[0] for line in imagenet_classes()]
+    (line,) = report.in_2012(default(), tuple(names))
+    assert line.startswith(
+        "In 2012: 40.7 % top-1 error, 18.2 % top-5 error with 10 views (the paper"
+    )
+    assert report.in_2012(default(), tuple(names[:999])) == []
+    assert report.in_2012(default(), ()) == []
+
+
+def test_time_and_speed_are_those_of_the_log(tmp_path):
+    log = [training_mean(1.0, 1.0, 0.5, step=10), training_mean(2.0, 1.0, 0.5, step=30)]
+    write_log(tmp_path / "a", log)
+    (tmp_path / "a" / "config.json").write_text('{"batch_size": 200}')
+    # 30 steps of 200 images at 100 images/s.
+    assert report.speed(tmp_path / "a", log) == (
+        "The training steps took 1 minute, at 100 images/s (median); 10 % of the time was spent "
+        "waiting for images."
+    )
+    write_log(tmp_path / "b", [])
+    assert report.speed(tmp_path / "b", []) == ""
+
+
+@pytest.mark.parametrize(
+    "seconds,expected",
+    [(0.2, "0 seconds"), (1, "1 second"), (59.6, "1 minute"), (125, "2 minutes 5 seconds"),
+     (3600, "1 hour"), (7384, "2 hours 3 minutes"), (90061, "1 day 1 hour")],
+)  # fmt: skip
+def test_times_are_in_their_two_largest_units(seconds, expected):
+    assert report.duration(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    "r,init_from,verdict",
+    [
+        (0.74, "", "0.74: they are still mostly their initial noise"),
+        (0.6, "", "0.60: they are partly their initial noise"),
+        (-0.02, "", "-0.02: little is left of their initial noise"),
+        (0.9, "runs/net.onnx", "0.90: they are still mostly what they were in net.onnx"),
+    ],
+)
+def test_how_far_kernels_moved_is_a_sentence(r, init_from, verdict):
+    kernels = images.Kernels("", "", "", 2, 16, r, False, [])
+    assert report.moved(kernels, init_from).endswith(f"at the start is {verdict}.")
+
+
+def test_several_runs_are_a_table_and_curves_on_one_page(tmp_path):
+    """Of different length, one without a result."""
+    config = small().base
+    for number, name in enumerate(("a/one", "a/two", "b")):
+        events = [training_mean(s / 10, 2.0 / s, 0.9 - 0.005 * s, step=s) for s in range(1, 101)]
+        write_log(tmp_path / name, [*events, evaluation("validation", 10.0, 1.0, 0.3, step=100)])
+        config.seed = number
+        (tmp_path / name / "config.json").write_text(config.to_json())
+    final = {"num_examples": 2000, "top1_error": 0.1234, "top5_error": 0.0321}
+    (tmp_path / "a" / "one" / "result.json").write_text(json.dumps({"steps": 100, "test": final}))
+    (tmp_path / "a" / "one" / "report.html").write_text("<p>a run</p>")
+    folders = [tmp_path / name for name in ("a/one", "a/two", "b")]
+    text = report.write_runs(folders, tmp_path / "a" / "both.html").read_text()
+    words = words_of(text)
+    assert "3 runs" in words and "12.34" in words and "3.21" in words and "30.00" in words
+    assert words.count("not finished") == 2
+    # 100 steps of 32 images at 100 images/s.
+    assert words.count("32 seconds") == 3
+    assert re.findall(r'href="(.*?)">(.*?)<', text) == [("one/report.html", "a/one")]
+    pictures = [a for a in Page(text).addresses if a.startswith("data:image/")]
+    assert len(pictures) == 2
+    assert report.differing([config, config]) == []
+    rows = re.findall(r"<code>(\w[\w.]*)</code></td>(.*)", text)
+    assert [name for name, _ in rows] == ["seed"]
+    assert re.findall(r"<code>(.*?)</code>", rows[0][1]) == ["0", "1", "2"]
+    with pytest.raises(UsageError, match="gone is not a run"):
+        report.write_runs([folders[0], tmp_path / "gone"], tmp_path / "x.html")
 
 
 def test_changed_fields_are_those_that_differ_from_the_defaults():
@@ -305,84 +453,3 @@ def test_the_summary_is_of_the_last_step_and_of_the_machine():
     rest = dict(report.summary(config, {}, []))
     assert rest["trained"] == "0 steps, 0 epochs of batches of 64"
     assert rest["placement"] == rest["versions"] == rest["revision"] == "unknown"
-
-
-def test_thumbnails_are_the_squares_of_their_images(tmp_path):
-    """The centre of 36 x 40 pixels, each shown as 2 x 2; of two images that are not the first."""
-    root = png_folder(tmp_path, 10, test=10)
-    config = small().base
-    config.data.update(source=f"folder:{root}", image_size=36)
-    source = open_sources(config)["train"]
-    found = report.thumbnails(config, source, np.array([3, 1]))
-    assert list(found) == [3, 1]
-    for number, address in found.items():
-        kind, _, content = address.partition(";base64,")
-        assert kind == "data:image/png"
-        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
-        pixels = np.asarray(Image.open(root / "train" / f"{number}" / f"{number}.png"))[:, 2:38]
-        np.testing.assert_array_equal(shown, pixels.repeat(2, 0).repeat(2, 1))
-
-
-def test_what_is_shown_of_each_image_is_its_own(monkeypatch, tmp_path):
-    """Answers, neighbours and pictures of images whose numbers are not their places."""
-    rng = np.random.default_rng(1)
-    names = ("ant", "bee", "cat")
-
-    def features(count):
-        return report.Features(
-            label=rng.integers(0, 3, count),
-            index=100 + rng.permutation(count),
-            probabilities=rng.dirichlet((1, 1, 1), count),
-            features=rng.normal(size=(count, 4)),
-        )
-
-    seen = {"test": features(30), "train": features(50)}
-    kernels = np.zeros((2, 3, 3, 3, 4))
-    kernels[1, ..., 0, :] = 1.0  # red: two thirds of it are colour
-    network = types.SimpleNamespace(
-        class_names=names,
-        params={"conv1": {"kernel": kernels}},
-        tower=types.SimpleNamespace(layers=[types.SimpleNamespace(name="conv1")]),
-    )
-    opened = {name: types.SimpleNamespace(name=name, num_examples=len(images.label))
-              for name, images in seen.items()}  # fmt: skip
-    monkeypatch.setattr(sources, "open_sources", lambda config, *names: opened)
-    monkeypatch.setattr(trained, "load", lambda workdir, placement: network)
-    monkeypatch.setattr(
-        report, "features_of", lambda run, source, most: in_parts(seen[source.name])
-    )
-    monkeypatch.setattr(
-        report,
-        "thumbnails",
-        lambda config, source, which: {int(i): (source.name, int(i)) for i in which},
-    )
-    found = report.seen_images(default(), tmp_path)
-    test, train = seen["test"], seen["train"]
-    place = {("test", int(number)): i for i, number in enumerate(test.index)}
-
-    assert len({picture for picture, *_ in found.predictions}) == report.PREDICTIONS
-    for picture, name, best in found.predictions:
-        i = place[picture]
-        order = np.argsort(test.probabilities[i])[::-1]
-        assert name == names[test.label[i]]
-        assert best == [
-            (names[k], pytest.approx(100 * test.probabilities[i, k]), k == test.label[i])
-            for k in order
-        ]
-    assert len({picture for picture, *_ in found.neighbours}) == report.QUERIES
-    for picture, name, others in found.neighbours:
-        i = place[picture]
-        distance = [np.linalg.norm(test.features[i] - row) for row in train.features]
-        nearest = np.argsort(distance)[: report.NEIGHBOURS]
-        assert name == names[test.label[i]]
-        assert others == [(("train", train.index[j]), names[train.label[j]]) for j in nearest]
-    answer = test.probabilities.argmax(1)
-    assert {(a, b): n for a, b, n, _ in found.pairs} == {
-        (names[a], names[b]): n
-        for a in range(3)
-        for b in range(3)
-        if a != b and (n := ((test.label == a) & (answer == b)).sum())
-    }
-    assert all(of == (test.label == names.index(a)).sum() for a, _, _, of in found.pairs)
-    assert found.examples == 30
-    assert found.colour == ["of tower 1: 0 %", "of tower 2: 67 %"]

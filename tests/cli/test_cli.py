@@ -147,7 +147,7 @@ def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monk
         (["evaluate", "--workdir=x", "--split=half"], "--split=half"),
         (["export", "--workdir=x"], "--out is missing; export needs it: The file or folder"),
         (["verify"], "--workdir is missing; verify needs it"),
-        (["report", "--folder=x"], "--folder: no such flag of report; it has --workdir"),
+        (["report", "--folder=x"], "--folder: no such flag of report; it has --workdir, --out"),
         (["predict", "a.jpg"], "give one of --workdir, a run, and --weights, a file"),
         (["predict", "--workdir=x", "--weights=y.onnx", "a.jpg"], "give one of --workdir"),
         (["export", "--workdir=x", "--out=a.txt"], "--out=a.txt: use one of .safetensors, .onnx"),
@@ -156,6 +156,7 @@ def test_a_configuration_is_named_anywhere_among_the_flags(typed, tmp_path, monk
             "--pixels: of an .onnx file, and not of --out=a.py",
         ),
         (["export", "--workdir=x", "--out=a.onnx", "--pixels=1.5"], "--pixels=1.5"),
+        (["export", "--workdir=x", "--out=a.safetensors", "--dtype=int8"], "--dtype=int8"),
     ],
 )
 def test_a_flag_that_does_not_fit_is_named(typed, says, capsys, tmp_path, monkeypatch):
@@ -257,7 +258,7 @@ def called(monkeypatch):
     return replace
 
 
-def test_what_is_typed_reaches_the_work(called, capsys):
+def test_what_is_typed_reaches_the_work(called, capsys, tmp_path):
     """Each flag in its place, for each verb that hands flags on."""
     network = SimpleNamespace(class_names=(), config=default())
     called(network, "save")
@@ -270,6 +271,7 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     called(bench, "run", "speeds")
     called(bench, "table", "table")
     called(report, "write", "page")
+    called(report, "write_runs", "page")
 
     def of(*typed):
         called.calls.clear()
@@ -281,23 +283,28 @@ def test_what_is_typed_reaches_the_work(called, capsys):
     assert config.seed == 5 and rest == [Path("x"), (2, 3)]
     ((_, *rest),) = of("evaluate", "--workdir=x", "--views=10", "--split=train", "--step=4")
     assert rest == [Path("x"), 10, "train", 4]
+    assert of("evaluate", "--weights=imagenette")[0][1] == Path("imagenette")
     ((_, *rest),) = of("verify", "--workdir=x", "--until=7")
     assert rest == [Path("x"), 7]
     where = {"placement": default().placement}
-    loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx")
-    assert loaded == (Path("x"), {"step": 4, **where}) and written == (Path("a.onnx"), False)
-    assert of("export", "--workdir=x", "--out=a.onnx", "--pixels")[1] == (Path("a.onnx"), True)
-    loaded, written = of("import", "--weights=b.onnx", "--out=a.safetensors")
-    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == (
-        Path("a.safetensors"),
-        False,
-    )
+    loaded, written = of("export", "--workdir=x", "--step=4", "--out=a.onnx", "--pixels")
+    onnx, half = (Path("a.onnx"), True, "float32"), (Path("a.safetensors"), False, "float16")
+    assert loaded == (Path("x"), {"step": 4, **where}) and written == onnx
+    loaded, written = of("import", "--weights=b.onnx", "--dtype=float16", "--out=a.safetensors")
+    assert loaded == (Path("b.onnx"), {"step": 0, **where}) and written == half
     paths, loaded, asked = of("predict", "--workdir=x", "--views=9", "a.jpg", "b")
     assert paths[0] == ["a.jpg", "b"] and loaded == (Path("x"), {"step": 0, **where})
     assert asked == (["paths"], 9, {})
     (_, *rest), shown = of("bench", QUICKSTART, "--rounds=2", "--steps=3")
     assert rest == [2, 3] and shown == ("speeds",)
     assert of("report", "--workdir=x") == [(Path("x"),)]
+    runs, home = [Path("x"), Path("y")], Path("~").expanduser()
+    assert of("report", "--workdir=x,y") == [(runs, Path("runs.html"))]
+    assert of("report", "--workdir=x,y", "--out=z.html") == [(runs, Path("z.html"))]
+    assert of("report", "--workdir=~/x,~/y") == [([home / "x", home / "y"], Path("runs.html"))]
+    (tmp_path / "x,y").mkdir()
+    assert of("report", f"--workdir={tmp_path}/x,y") == [(tmp_path / "x,y",)]
+    assert main(["report", "--workdir=x", "--out=z.html"]) == 2
 
 
 def test_a_split_that_a_run_does_not_have_is_named(capsys, tmp_path):

@@ -29,7 +29,7 @@ def test_kernels_lie_in_rows_of_sixteen_tower_below_tower(towers, count):
     assert len(axis.lines) == towers - 1
 
 
-def test_predictions_are_bars_of_percent_and_the_right_class_has_its_own_colour():
+def test_predictions_are_bars_of_percent_and_the_right_class_is_marked():
     images = [np.full((2, 2, 3), value, np.uint8) for value in range(5)]
     best = [("cat", 60.0, False), ("a dog of a name that is too long", 30.0, True)]
     figure = drawing.predictions([(image, f"class {i}", best) for i, image in enumerate(images)])
@@ -40,6 +40,9 @@ def test_predictions_are_bars_of_percent_and_the_right_class_has_its_own_colour(
     for below in [axis for axis in figure.axes if axis.patches]:
         assert [bar.get_width() for bar in below.patches] == [60, 30]
         colours = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in below.patches]
-        assert colours == [drawing.COLOURS[5], drawing.COLOURS[1]]
-        assert [text.get_text() for text in below.texts] == ["cat", "a dog of a name that is t…"]
+        assert colours == [drawing.COLOURS[5], drawing.COLOURS[4]]
+        # The right class has a tick too: colours are not for everybody.
+        assert [text.get_text() for text in below.texts] == [
+            "cat", "60", "✓ a dog of a name that is…", "30",
+        ]  # fmt: skip
         assert below.get_ylim()[0] > below.get_ylim()[1]  # the best on top

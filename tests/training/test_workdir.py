@@ -94,7 +94,7 @@ def files(folder, *but):
 
 
 def test_no_verb_changes_a_finished_run(finished, run, tmp_path, monkeypatch, capsys):
-    """One adds its page."""
+    """One adds its page and two pictures."""
     images, (_, folder, result) = finished[0], run
     monkeypatch.setattr(command_line, "_start", lambda config: None)
     config, there = named(folder, tmp_path / "same.py"), f"--workdir={folder}"
@@ -117,7 +117,7 @@ def test_no_verb_changes_a_finished_run(finished, run, tmp_path, monkeypatch, ca
         if verb[0] == "train":
             assert json.loads(said.out) == json.loads(json.dumps(result))
             assert said.err == f"{folder} holds this run, which has ended: nothing is to do\n"
-        assert files(folder, "lock", "report.html") == before, verb
+        assert files(folder, "lock", "report.html", "kernels.png", "answers.png") == before, verb
     assert (folder / "report.html").exists() and (folder / "lock").read_bytes() == b""
 
 
