@@ -1,8 +1,9 @@
 # Needs python3 (3.11 to 3.13) and make, nothing else.
 PYTHON ?= python3
 RUN = .venv/bin/python
-# What runs the commands, the notebook and the guests of the documentation, and draws pages.
-PAGES = tests/test_commands.py tests/test_guests.py tests/test_notebook.py tests/analysis/test_explain.py
+# What runs the commands, the notebook and the guests of the documentation, draws pages and looks at them.
+PAGES = tests/test_commands.py tests/test_guests.py tests/test_notebook.py \
+  tests/analysis/test_explain.py tests/analysis/test_browser.py
 
 .PHONY: quickstart test test-all test-compile test-torch test-pages mutants lint docs bench package clean .venv
 
@@ -14,7 +15,7 @@ quickstart: .venv/done  ## Train on real digits, then look inside a network for 
 test: .venv/done  ## Run the tests, without those of test-pages: ten minutes on two cores.
 	$(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PAGES:%=--ignore=%)
 
-test-all: .venv/done  ## Run the slow tests too: a quarter of an hour on two cores.
+test-all: .venv/done .axe/axe.min.js  ## Run the slow tests too: a quarter of an hour on two cores.
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not compile and not torch'
 
 test-compile: .venv-compile/done  ## Compile for GPUs and TPUs that are not here: 1.4 GB, minutes.
@@ -23,7 +24,7 @@ test-compile: .venv-compile/done  ## Compile for GPUs and TPUs that are not here
 test-torch: .venv/done benchmarks/.venv/done  ## Run exported modules in PyTorch, which is installed beside the project.
 	$(RUN) -m pytest -m torch tests/weights/test_torch.py
 
-test-pages: .venv/done  ## Run the examples of the documentation, as CI does after the tests.
+test-pages: .venv/done .axe/axe.min.js  ## Run the examples of the documentation and look at pages in Chromium.
 	$(RUN) -m pytest -m 'slow or not slow' tests/test_docs.py tests/test_device.py
 	$(RUN) -m pytest -n 2 --dist loadfile $(PAGES)
 
@@ -73,6 +74,11 @@ benchmarks/.venv/done: benchmarks/requirements.txt
 	.venv-package/bin/python -m pip install --quiet build==1.6.1 twine==7.0.0 check-wheel-contents==0.6.3
 	touch $@
 
+# What finds barriers in pages. Without npm or a connection its tests are skipped, but not in CI.
+.axe/axe.min.js: Makefile
+	mkdir -p .axe
+	-cd .axe && npm pack --silent axe-core@4.14.1 && tar -xzmf axe-core-4.14.1.tgz --strip-components=1
+
 # What compiles for other devices, beside the packages of .venv, which do not see it: JAX would look
 # for GPUs and TPUs in every other test.
 .venv-compile/done: .venv/done pyproject.toml
@@ -84,5 +90,5 @@ benchmarks/.venv/done: benchmarks/requirements.txt
 	touch $@
 
 clean:  ## Remove the environments and the caches, not the runs.
-	rm -rf .venv .venv-compile .venv-package benchmarks/.venv build dist *.egg-info site .pytest_cache .ruff_cache
+	rm -rf .venv .venv-compile .venv-package benchmarks/.venv .axe build dist *.egg-info site .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -102,7 +102,7 @@ def tfds_folder(root, name, version, classes, splits, size):
 def place(tmp_path_factory):
     """A copy of what commands name, to be run in."""
     root = tmp_path_factory.mktemp("as typed")
-    for name in ("experiments", "results"):
+    for name in ("docs", "experiments", "results"):
         shutil.copytree(ROOT / name, root / name)
     png_folder(root / "PATH", 40, test=10)
     data = root / "tensorflow_datasets"
@@ -122,8 +122,6 @@ def place(tmp_path_factory):
     files.write(found, root / "networks" / "imagenette.safetensors")
     noise = np.random.default_rng(0).integers(0, 256, (36, 40, 3), np.uint8)
     Image.fromarray(noise).save(root / "photo.jpg")
-    (root / "docs").mkdir()
-    shutil.copy(ROOT / "docs" / "photograph.jpg", root / "docs")
     return root
 
 
@@ -191,6 +189,13 @@ def test_it_runs_as_written(here, page, command, capsys):
             text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0 and (here / "runs/device/device.md").is_file(), done.stderr
+    elif words[0] == "python" and words[1].endswith(".py"):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, *words[1:]], env=environment, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
     else:
         pytest.fail(f"{page}: no test knows how to run {command!r}")
 

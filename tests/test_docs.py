@@ -5,6 +5,7 @@ import http.client
 import importlib
 import json
 import re
+import runpy
 import threading
 from pathlib import Path
 
@@ -42,6 +43,38 @@ def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_every_picture_is_shown_and_they_are_small():
+    pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    assert {path.name for path in pictures} == set(re.findall(r"\]\(pictures/([^)]+)\)", pages))
+    assert sum(path.stat().st_size for path in pictures) < 300_000
+
+
+def test_the_pictures_of_layers_hold_the_strongest_maps_of_each_tower():
+    import numpy as np
+
+    from tests.training.test_explanation import lively, small
+
+    net = lively(small())
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    draw_layer = runpy.run_path(str(ROOT / "docs" / "pictures.py"))["layer"]
+    for walk in net.explain(image).layers[:-1]:
+        last_row = draw_layer(walk, net).axes[-2:]
+        features = net.features(image[None], walk.name)[0]
+        for tower, axis in zip(np.split(features, 2, axis=-1), last_row, strict=True):
+            drawn = axis.images[0].get_array()
+            if features.ndim == 3:
+                order = np.argsort(-tower.max((0, 1)), kind="stable")
+                expected = [tower[..., channel] for channel in order[:4]]
+                width = tower.shape[1] + 1  # and a white column between two maps
+                shown = [drawn[:, n * width :][:, : width - 1] for n in range(4)]
+            else:
+                expected, shown = [tower], [drawn.ravel()[: len(tower)]]
+            for values, picture in zip(expected, shown, strict=True):
+                scaled = (values - values.min()) / (np.ptp(values) or 1)
+                np.testing.assert_allclose(picture, scaled, atol=1e-5)
 
 
 def test_public_names_are_those_that_type_checkers_see_and_lead_somewhere():

@@ -129,7 +129,7 @@ def _layer(walk: LayerWalk, before: str, network: Any, each: Explanation) -> dic
     """What the page shows of a layer."""
     row, layer, model = walk.count, walk.count.layer, network.config.model
     steps = [
-        {"name": _label(stage.name, model), "shape": shape_text(stage.shape),
+        {"name": stage_name(stage.name, model), "shape": shape_text(stage.shape),
          "arithmetic": stage.arithmetic, "about": about(stage.name, row, model)}
         for stage in walk.stages
     ]  # fmt: skip
@@ -154,11 +154,7 @@ def _towers(walk: LayerWalk, model: ConfigDict) -> list[dict[str, Any]]:
 
     A stage that changes nothing, as dropout at test time, has no pictures.
     """
-    stages = [
-        (_label(stage.name, model), stage.values)
-        for before, stage in zip((None, *walk.stages), walk.stages, strict=False)
-        if before is None or not np.array_equal(before.values, stage.values)
-    ]
+    stages = [(stage_name(stage.name, model), stage.values) for stage in walk.changes]
     found = []
     for tower, chosen in enumerate(walk.strongest(MAPS).tolist()):
         if walk.output.ndim == 3:
@@ -241,7 +237,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def _label(name: str, model: ConfigDict) -> str:
+def stage_name(name: str, model: ConfigDict) -> str:
     """What a kind of layer or an operation is called."""
     if name == "activation":
         return "ReLU" if model.activation == "relu" else str(model.activation)
@@ -338,9 +334,14 @@ def _evidence(each: Explanation, label: int) -> dict[str, Any]:
         "after": f"{after:.3g}",
         "falls": after < before,
         "box": _square(top, left, occlusion.size, each.crop),
-        "covered": pages.photo(_lit(each.crop, _per_pixel(drop, each))),
+        "covered": pages.photo(occlusion_map(each, label)),
         "gradient": pages.grey(np.minimum(slope, reach)),
     }
+
+
+def occlusion_map(each: Explanation, label: int) -> np.ndarray:
+    """The crop, uint8 `[crop, crop, 3]`, bright where covering it lowers a class's probability."""
+    return _lit(each.crop, _per_pixel(each.drop(label), each))
 
 
 def _per_pixel(drop: np.ndarray, each: Explanation) -> np.ndarray:

@@ -71,6 +71,16 @@ class LayerWalk:
         """The values after all operations, as `Network.features` returns them."""
         return self.stages[-1].values
 
+    @property
+    def changes(self) -> tuple[Stage, ...]:
+        """The layer itself and the operations that change a value; dropout often changes none."""
+        before = (None, *(stage.values for stage in self.stages))
+        return tuple(
+            stage
+            for earlier, stage in zip(before, self.stages, strict=False)
+            if earlier is None or not np.array_equal(earlier, stage.values)
+        )
+
     def strongest(self, number: int) -> np.ndarray:
         """The channels of each tower whose largest output is the largest.
 

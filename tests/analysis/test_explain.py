@@ -15,7 +15,7 @@ from alexnet_jax.analysis.inspect import layer_table
 from alexnet_jax.cli.main import main
 from alexnet_jax.config import table
 from alexnet_jax.training.loop import train_and_evaluate
-from tests.analysis.test_report import CHROMIUM, Page, laid_out
+from tests.analysis.test_report import Page
 from tests.training.test_explanation import lively, small
 
 
@@ -286,10 +286,3 @@ def test_weights_in_a_file_have_a_page_as_well(folder, capsys):
     said = words(text_of(folder / "explain.html"))
     assert "unit 3 of fc4" in said and "sees the whole crop" in said
     assert "a file of weights has none" in said
-
-
-@pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
-@pytest.mark.parametrize("width", [1280, 390])
-def test_in_a_browser_nothing_is_cut_or_overlaps(folder, written, tmp_path, width):
-    del written
-    assert laid_out(folder / "run" / "explain.html", width, tmp_path) == []

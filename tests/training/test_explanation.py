@@ -71,6 +71,16 @@ def test_feature_maps_are_those_of_features(net, image, found):
         np.testing.assert_allclose(walk.output, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_an_operation_that_passes_values_unchanged_is_no_change(image, rescaled):
+    config = small().copy_and_resolve_references()
+    config.model.dropout.rescaled_in_training = rescaled
+    layers = lively(config).explain(image).layers
+    names = [stage.name for stage in layers[3].changes]
+    assert names == ["dense", "activation", "dropout"][: 2 if rescaled else 3]
+    assert layers[0].changes == layers[0].stages
+
+
 def test_each_operation_follows_from_the_one_before(found, net):
     conv1, fc4 = found.layers[0], found.layers[3]
     assert [s.name for s in conv1.stages] == ["conv", "activation", "max_pool", "lrn"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from safetensors.numpy import load_file
 
 import alexnet_jax
@@ -152,3 +153,16 @@ def test_the_networks_of_the_package_have_the_errors_that_their_runs_had():
         assert found["num_examples"] == test["num_examples"]
         for error in (key for key in test if "_error" in key):
             assert found[error] == pytest.approx(test[error], abs=5 / test["num_examples"])
+
+
+@needs_data
+def test_it_names_seven_of_ten_photographs_that_it_was_not_trained_on():
+    """The first 400 of the test split, 40 of each class, by TFDS and not by the pipeline."""
+    builder = tfds.builder("imagenette_224")
+    names = builder.info.features["label"].names
+    photographs = list(tfds.as_numpy(builder.as_dataset(split="validation[:400]")))
+    net = alexnet_jax.load("imagenette")
+    labels = net.predict(np.stack([x["image"] for x in photographs])).labels
+    pairs = zip(labels, photographs, strict=True)
+    right = [net.class_names[label] == names[int(x["label"])] for label, x in pairs]
+    assert sum(right) >= 280
