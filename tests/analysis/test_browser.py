@@ -10,9 +10,9 @@ from tests.analysis.test_explain import folder, written  # noqa: F401  (fixtures
 from tests.analysis.test_report import run, study_folder  # noqa: F401  (fixtures)
 
 
-def of_two_runs(workdir, folder):
-    again = shutil.copytree(workdir, folder / "again")
-    return report.write_runs([workdir, again], folder / "runs.html")
+def of_two_runs(workdir, place):
+    again = shutil.copytree(workdir, place / "again")
+    return report.write_runs([workdir, again], place / "runs.html")
 
 
 PAGES = {
