@@ -1,5 +1,7 @@
 """The pages in a browser, on a screen and a phone: layout, contrast, what a screen reader gets."""
 
+import shutil
+
 import pytest
 
 from alexnet_jax.analysis import report
@@ -7,8 +9,15 @@ from tests import browser
 from tests.analysis.test_explain import folder, written  # noqa: F401  (fixtures)
 from tests.analysis.test_report import run, study_folder  # noqa: F401  (fixtures)
 
+
+def of_two_runs(workdir, place):
+    again = shutil.copytree(workdir, place / "again")
+    return report.write_runs([workdir, again], place / "runs.html")
+
+
 PAGES = {
     "run": lambda get: get("run")[0] / "a run" / "report.html",
+    "runs": lambda get: of_two_runs(get("run")[0] / "a run", get("tmp_path")),
     "study": lambda get: report.write(get("study_folder")),
     "explain": lambda get: get("written") and get("folder") / "run" / "explain.html",
 }
