@@ -45,7 +45,7 @@ def train(flag: flags.FlagValues) -> None:
     from alexnet_jax.training.loop import train_and_evaluate
 
     result = train_and_evaluate(config, workdir, profile)
-    print(f"{sentence(result, log.read(workdir))}.")
+    print(f"{sentence(result, log.read(workdir, missing=True))}.")
     print(f"All numbers: {workdir / 'result.json'}. A page: report --workdir={workdir}")
 
 
