@@ -97,8 +97,8 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Compiled for GPUs and TPUs",
         "",
-        f"`python -m benchmarks.compiled`, jax {versions}. Nothing here has run on these devices: "
-        "XLA compiled the programs without one, and the figures are counts of what it made. "
+        f"`python -m benchmarks.compiled`, jax {versions}. XLA compiled these programs "
+        "without a device, none of them has run, and the figures are counts of what it made. "
         f"{IMAGES} images for each pair of towers; evaluation with {VIEWS} views. GB and MB are of "
         "one device and one step: its memory at the fullest moment, what it moves through that "
         "memory, and what it receives from other devices, beside the arithmetic of the table of "

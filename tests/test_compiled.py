@@ -16,7 +16,7 @@ ROWS = {compiled.key(row): row for row in json.loads((RESULTS / "compiled.json")
 TRAINING = {key[:3]: row for key, row in ROWS.items() if key[3] == "training"}
 # Of this network, XLA sums all of conv4's gradients over the towers on a TPU, with some padding,
 # and then takes a part: twice the exchange of a reduce-scatter, whose scope it does not keep.
-ALL_REDUCED = ("v5e:2x2", "bfloat16", "132")
+ALL_REDUCED = "132"
 
 
 def test_the_page_is_that_of_the_counts():
@@ -69,7 +69,8 @@ def test_no_training_step_waits_for_its_host_or_copies_much():
 
 @pytest.mark.parametrize("key", TRAINING, ids=" ".join)
 def test_what_is_exchanged_is_what_the_table_of_layers_says(key):
-    _, dtype, network = key
+    target, dtype, network = key
+    all_reduced = target.startswith("v5e") and network == ALL_REDUCED
     row, config = TRAINING[key], presets.get(network)
     config.model.compute_dtype, config.batch_size = dtype, row["batch"]
     groups = row["batch"] // compiled.IMAGES
@@ -79,11 +80,12 @@ def test_what_is_exchanged_is_what_the_table_of_layers_says(key):
         for point in points
     }
     assert row["exchanged"].keys() == expected.keys()
-    if key == ALL_REDUCED:
+    if all_reduced:
         expected["conv4"] /= 2
         expected["gradients"] += 2 * expected["conv4"]
     for point, size in expected.items():
         # The three sums of the metrics travel with the gradients.
         more = 12 * 2 * (groups - 1) / groups if point == "gradients" else 0
-        padding = 30_000 if key == ALL_REDUCED and point == "gradients" else 4
+        # Whole bytes of shares of several sums, or the padding.
+        padding = 60_000 if all_reduced and point == "gradients" else 8
         assert row["exchanged"][point] == pytest.approx(size + more, abs=padding), point
