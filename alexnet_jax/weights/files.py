@@ -73,7 +73,7 @@ def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         rounded = array.astype(dtype)
-    if not np.isfinite(rounded).all():
+    if not np.isfinite(rounded[np.isfinite(array)]).all():
         raise UsageError(
             f"{name} has numbers up to {np.abs(array).max():.6g}, and {dtype} ends at "
             f"{np.finfo(dtype).max:.6g}: export the network as float32"
