@@ -56,7 +56,7 @@ FLAGS: dict[str, tuple[Callable[..., Any], Any, str, dict[str, Any]]] = {
     ),
     "source": (
         flags.DEFINE_string, "",
-        "Another data set of the same classes than that of the run, such as folder:PATH.", {},
+        "The data set to read in place of that of the run, with the same classes: folder:PATH.", {},
     ),
     "json": (flags.DEFINE_bool, False, "JSON, for programs.", {}),
     "format": (

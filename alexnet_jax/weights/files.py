@@ -73,9 +73,10 @@ def _rounded(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         rounded = array.astype(dtype)
-    if not np.isfinite(rounded[np.isfinite(array)]).all():
+    finite = np.isfinite(array)  # The others stay what they are.
+    if not np.isfinite(rounded[finite]).all():
         raise UsageError(
-            f"{name} has numbers up to {np.abs(array).max():.6g}, and {dtype} ends at "
+            f"{name} has numbers up to {np.abs(array[finite]).max():.6g}, and {dtype} ends at "
             f"{np.finfo(dtype).max:.6g}: export the network as float32"
         )
     return rounded
