@@ -24,7 +24,7 @@ from alexnet_jax.analysis.study import study
 from alexnet_jax.errors import UsageError
 
 IMAGENETTE = runpy.run_path(str(Path(__file__).parents[1] / "imagenette.py"))
-GRID = (0.0025, 0.005, 0.01, 0.02)
+GRID = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04)
 RATE = "optimizer.learning_rate"
 BEST = {
     "base": 0.005,
