@@ -32,11 +32,12 @@ BEST = {
     "pool-2-2": 0.01,
     "dropout-off": 0.0025,
     "batch-norm": 0.01,
-    "tanh": 0.02,
+    "tanh": 0.04,
     "sigmoid": 0.0025,
 }
-"""The best rate of each variant in `GRID`, by results/imagenette/rates/table.md. No rate trains the
-network with sigmoid: it has the first."""
+"""The best rate of each variant in `GRID`, by results/imagenette/rates/table.md, but for two: no rate
+trains the network with sigmoid, and without LRN 0.00125 is better than 0.005 by two of 944 photographs
+only."""
 MEASURES = ("test_error", "test_error_10_views", "train_error", "most_colour", "least_colour")
 
 # As in layers-145-half.cfg, which keeps the last convolution and the dense layers.

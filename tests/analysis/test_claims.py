@@ -32,6 +32,7 @@ def errors(variant, field="top1_error", split="test"):
         ("Without LRN the error", errors("lrn-off"), errors("base")),
         ("Pooling without overlap", errors("pool-2-2"), errors("base")),
         ("One tower with half", errors("one-tower-half"), errors("base")),
+        ("ReLU converges much sooner", errors("tanh"), errors("base")),
         (
             "With overlap it is slightly harder",
             errors("pool-2-2", split="train"),
@@ -50,14 +51,16 @@ def test_differences_and_intervals_are_those_of_scipy(text, one, other):
 
 
 @pytest.mark.parametrize(
-    "mean,holm,sign,wanted",
+    "mean,p,holm,sign,wanted",
     [
-        (1.0, 0.01, 1, "agrees"),
-        (-1.0, 0.01, 1, "disagrees"),
-        (-1.0, 0.01, -1, "agrees"),
-        (5.0, 0.2, 1, "cannot tell at this size"),
-        (5.0, None, 1, "cannot tell at this size"),
+        (1.0, 0.001, 0.01, 1, "agrees"),
+        (-1.0, 0.001, 0.01, 1, "disagrees"),
+        (-1.0, 0.001, 0.01, -1, "agrees"),
+        (5.0, 0.1, 0.2, 1, "cannot tell at this size"),
+        (5.0, 0.01, 0.2, 1, "cannot tell at this size; agrees without Holm's correction"),
+        (5.0, 0.01, 0.2, -1, "cannot tell at this size; disagrees without Holm's correction"),
+        (5.0, None, None, 1, "cannot tell at this size"),
     ],
 )
-def test_a_verdict_follows_from_the_test_and_the_sign(mean, holm, sign, wanted):
-    assert CLAIMS["verdict"](Difference(mean), holm, sign) == wanted
+def test_a_verdict_follows_from_the_test_and_the_sign(mean, p, holm, sign, wanted):
+    assert CLAIMS["verdict"](Difference(mean, p=p), holm, sign) == wanted
