@@ -354,8 +354,8 @@ Differences are in points of top-1 error, from the same network with the part, o
 seeds; in brackets is the 95 % interval of the mean difference. A difference agrees or disagrees
 with a claim if its paired t-test says so at 0.05, among the variants of a study after Holm's
 correction for their number; otherwise this study **cannot tell**, and the page says what the test
-says without that correction. The error of one run agrees if it is within a point. Where the paper gives a figure, it was measured on ImageNet with the full
-network.
+says without that correction. The error of one run agrees if it is within a point. Where the paper
+gives a figure, it was measured on ImageNet with the full network.
 
 """
 TAIL = """

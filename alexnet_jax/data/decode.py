@@ -40,18 +40,18 @@ def decoder(config: ConfigDict) -> Callable[[Sequence[bytes]], np.ndarray]:
       UsageError: there is no such `resize` or `shrink`.
     """
     tf = import_tensorflow()
-    size, allow, square = config.image_size, functools.partial(_allow, config), resizer(config)
+    size, allowed, square = config.image_size, functools.partial(allow, config), resizer(config)
     one, many, _ = _compiled(config.resize, config.shrink, size)
 
     def squares(encoded: Sequence[bytes]) -> np.ndarray:
         result, places = np.empty((len(encoded), size, size, 3), np.uint8), []
         for position, image in enumerate(encoded):
             try:
-                if tensorflow_reads(image, allow):
+                if tensorflow_reads(image, allowed):
                     places.append(position)
                 else:
                     # One at a time: many large images would not fit into memory.
-                    result[position] = square(by_pillow(image, allow))
+                    result[position] = square(by_pillow(image, allowed))
             except Unreadable as error:
                 raise UnreadableImage(position, str(error)) from None
         try:
@@ -90,13 +90,13 @@ def resizer(config: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     def square(image: np.ndarray) -> np.ndarray:
         if image.shape[:2] == (size, size):
             return image
-        _allow(config, image.shape[1], image.shape[0])
+        allow(config, image.shape[1], image.shape[0])
         return np.asarray(resized(image))
 
     return square
 
 
-def _allow(config: ConfigDict, width: int, height: int) -> None:
+def allow(config: ConfigDict, width: int, height: int) -> None:
     """Raises `Unreadable` if an image of this size does not fit into memory, or its enlargement."""
     size, (short, long) = config.image_size, sorted((width, height))
     limit = f"more than config.data.max_pixels = {config.max_pixels}"

@@ -13,6 +13,7 @@ import numpy as np
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -24,10 +25,11 @@ EXTENSIONS = (
 )  # fmt: skip
 """Endings of the names of such files. What a file is, its first bytes tell."""
 
-_JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG", b"RIFF"
+JPEG, _PNG, _WEBP = b"\xff\xd8\xff", b"\x89PNG", b"RIFF"
 # Opened by these classes and not by `PIL.Image.open`, whose limit is a variable of the process.
 _PILLOW: dict[bytes, Callable[[io.BytesIO], Any]] = {
-    _JPEG: JpegImageFile, b"BM": BmpImageFile, b"GIF8": GifImageFile, _WEBP: WebPImageFile,
+    JPEG: JpegImageFile, _PNG: PngImageFile, b"BM": BmpImageFile, b"GIF8": GifImageFile,
+    _WEBP: WebPImageFile,
     **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImageFile),
     **dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImageFile),
 }  # fmt: skip
@@ -56,11 +58,11 @@ def tensorflow_reads(encoded: bytes, allow: Allow) -> bool:
     """
     if not encoded:
         raise Unreadable("the file is empty")
-    if not encoded.startswith((_PNG, *_PILLOW)):
+    if not encoded.startswith(tuple(_PILLOW)):
         raise Unreadable(f"not a {NAMES}")
     for width, height in sizes(encoded):
         allow(width, height)
-    return encoded.startswith(_PNG) or (encoded.startswith(_JPEG) and not _bare_cmyk(encoded))
+    return encoded.startswith(_PNG) or (encoded.startswith(JPEG) and not _bare_cmyk(encoded))
 
 
 def by_pillow(encoded: bytes, allow: Allow) -> np.ndarray:
@@ -74,6 +76,8 @@ def by_pillow(encoded: bytes, allow: Allow) -> np.ndarray:
     """
     kind = next(kind for magic, kind in _PILLOW.items() if encoded.startswith(magic))
     try:
+        if kind is PngImageFile:  # Pillow reads some damaged ones that TensorFlow refuses.
+            PngImageFile(io.BytesIO(encoded)).verify()
         with kind(io.BytesIO(encoded)) as image:
             allow(*image.size)
             tags = getattr(image, "tag_v2", {})
@@ -97,7 +101,7 @@ def sizes(encoded: bytes) -> list[tuple[int, int]]:
     Pillow reads other headers without decoding, but it reports the last of several sizes of a JPEG,
     and allocates the canvas of a WebP when it is opened.
     """
-    if encoded.startswith(_JPEG):
+    if encoded.startswith(JPEG):
         found = [at + 1 for marker, at in _segments(encoded) if marker in _JPEG_SIZES]
         sides = [struct.unpack_from(">HH", encoded, at) for at in found]
         return [(width, height) for height, width in sides]

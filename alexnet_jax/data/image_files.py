@@ -1,15 +1,24 @@
 """Image files that someone names: files, folders and patterns, without classes."""
 
+import collections
+import concurrent.futures
 import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from alexnet_jax.data.formats import EXTENSIONS, NAMES
-from alexnet_jax.data.sources.folder import Folder, Listing, listing
+from alexnet_jax.data.formats import EXTENSIONS, NAMES, Unreadable
+from alexnet_jax.data.sources.folder import Listing, content, listing
+from alexnet_jax.data.squares import square_of
 from alexnet_jax.errors import UsageError
-from alexnet_jax.paths import expanded
+from alexnet_jax.paths import expanded, shown
+
+_AHEAD = 16
+"""Images that are read ahead, for each core."""
 
 
 def image_paths(
@@ -96,12 +105,43 @@ def _raise(text: str) -> None:
     raise UsageError(text)
 
 
-def source_of(paths: Sequence[Path], class_names: tuple[str, ...]) -> Folder:
-    """A `Source` of these files, whose labels mean nothing."""
-    return Folder(
-        name="images",
-        split="predict",
-        class_names=class_names,
-        paths=tuple(paths),
-        labels=np.zeros(len(paths), np.int32),
-    )
+def squares(
+    paths: Iterable[Path], data: ConfigDict, unreadable: dict[int, str] | None = None
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each image with its square, uint8 `[S, S, 3]`, in the given order; several are read at once.
+
+    Args:
+      paths: of the images.
+      data: `config.data`.
+      unreadable: is filled with the places and reasons of images that cannot be read, and these are
+        left out; None: the first is an error.
+
+    Raises:
+      UsageError: an image cannot be read; the message names it.
+    """
+    count = os.cpu_count() or 1
+
+    def read(path: Path) -> np.ndarray | UsageError:
+        try:
+            return square_of(content(path), data)
+        except Unreadable as error:
+            return UsageError(f"{shown(path)}: {error}")
+        except UsageError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        todo, running = iter(enumerate(paths)), collections.deque()
+        # As many are ready as a batch may hold on few cores, however many files there are.
+        while True:
+            for place, path in itertools.islice(todo, _AHEAD * count - len(running)):
+                running.append((place, path, pool.submit(read, path)))
+            if not running:
+                return
+            place, path, future = running.popleft()
+            found = future.result()
+            if isinstance(found, np.ndarray):
+                yield path, found
+            elif unreadable is None:
+                raise found
+            else:
+                unreadable[place] = str(found)

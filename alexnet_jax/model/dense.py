@@ -24,7 +24,7 @@ def dense(x_BxI: jax.Array, kernel: jax.Array, precision: lax.PrecisionLike) -> 
     """
     plain = functools.partial(_plain, precision=precision)
     apart = functools.partial(_apart, precision=precision)
-    return by_platform(x_BxI, kernel, cuda=apart, default=plain)
+    return by_platform(x_BxI, kernel, cuda=apart, cpu=apart, default=plain)
 
 
 def _plain(x, kernel, precision):
@@ -35,8 +35,9 @@ def _plain(x, kernel, precision):
 def _apart(x, kernel, precision):
     """`_plain`, under `vmap` one product per tower even if all have the same inputs.
 
-    Of a single product with all kernels, and of that with their gradients, XLA's GPU compiler makes
-    one of matrices that it first copies into another order.
+    Of a single product with all kernels, and of that with their gradients, XLA makes one of
+    matrices that it first copies into another order, on GPU and CPU. For one image that copy takes
+    most of the time.
     """
 
     @jax.custom_batching.custom_vmap

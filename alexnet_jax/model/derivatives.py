@@ -33,13 +33,32 @@ def are_plain() -> bool:
     return _plain.get()
 
 
+_for_cpu = contextvars.ContextVar("_for_cpu", default=False)
+
+
+def for_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, traced for a CPU alone: without the forms of other platforms, sooner."""
+
+    @functools.wraps(fn)
+    def traced(*args: Any) -> Any:
+        token = _for_cpu.set(True)
+        try:
+            return fn(*args)
+        finally:
+            _for_cpu.reset(token)
+
+    return traced
+
+
 def by_platform(*args: Any, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
     """`jax.lax.platform_dependent`, which inside `plain_derivatives` chooses the default.
 
-    The forms for one platform have derivatives of their own.
+    The forms for one platform have derivatives of their own. Inside `for_cpu` no other is traced.
     """
     if are_plain():
         return default(*args)
+    if _for_cpu.get():
+        return platforms.get("cpu", default)(*args)
     return lax.platform_dependent(*args, default=default, **platforms)
 
 

@@ -129,17 +129,17 @@ def _over_channels(x, size, k, alpha, beta):
     def narrow(x):
         return _narrowly(x, (3,), size, k, alpha, beta)
 
-    def kernel(x):
-        return lrn_kernel.respond(x, constants)
+    def on_gpu(x):
+        # In float32 the kernel needs three products per sum, which with more channels take longer
+        # than the passes through memory that they save; see benchmarks/results/device-h200.md.
+        pays = x.dtype.itemsize < 4 or x.shape[-1] <= 64
+        if pays and lrn_kernel.fits(x, constants):
+            return lrn_kernel.respond(x, constants)
+        return narrow(x)
 
-    def mosaic(x):
-        return lrn_mosaic.respond(x, constants)
+    def on_tpu(x):
+        return lrn_mosaic.respond(x, constants) if lrn_mosaic.fits(x, constants) else narrow(x)
 
-    # In float32 the kernel needs three products per sum, which with more channels take longer than
-    # the passes through memory that they save; see benchmarks/results/device-h200.md.
-    pays = x.dtype.itemsize < 4 or x.shape[-1] <= 64
-    on_gpu = kernel if pays and lrn_kernel.fits(x, constants) else narrow
-    on_tpu = mosaic if lrn_mosaic.fits(x, constants) else narrow
     return by_platform(x, cuda=on_gpu, tpu=on_tpu, default=wide)
 
 

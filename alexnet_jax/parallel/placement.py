@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.collectives import TOWER
+from alexnet_jax.model.derivatives import for_cpu
 
 DATA = "data"
 """Name of the mapped axis over the parts of a batch."""
@@ -117,6 +118,8 @@ class Placement:
         Returns:
           A function as `jax.jit` returns it.
         """
+        if self.mesh.devices.flat[0].platform == "cpu":
+            fn = for_cpu(fn)
         mapped = _MAPS[self.name](fn, inputs, outputs, self.mesh)
         # Results have the shardings that arguments have. An equal but different one, such as pmap's
         # own, would make the next call compile the program once more.

@@ -20,6 +20,7 @@ from alexnet_jax.data.protocol import Source
 from alexnet_jax.data.sources import Subset
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, parameter_shapes
+from alexnet_jax.paths import shown
 
 SEARCHED = 1000
 """Number of images of a source, spread evenly, among which those are sought that excite a unit."""
@@ -290,9 +291,8 @@ def _square(image: Any, network: Any) -> tuple[str, np.ndarray]:
         paths = image_files.image_paths([str(image)])
         if len(paths) != 1:
             raise UsageError(f"{image}: {len(paths)} images: name one")
-        source = image_files.source_of(paths, network.class_names)
-        squares, _ = source.squares(network.config.data)(np.zeros(1, np.int64))
-        return source.describe(0), squares[0]
+        ((path, square),) = image_files.squares(paths, network.config.data)
+        return shown(path), square
     pixels = np.asarray(input_rules.as_batch(np.asarray(image)))
     if len(pixels) != 1:
         raise UsageError(f"{len(pixels)} images: explain takes one, [H, W, 3]")

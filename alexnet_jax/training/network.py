@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.config import table
-from alexnet_jax.data import image_files, pipeline
+from alexnet_jax.data import image_files
 from alexnet_jax.data.inputs import Inputs
 from alexnet_jax.data.protocol import Source
 from alexnet_jax.errors import UsageError
@@ -189,7 +190,7 @@ class Network:
         self,
         paths: Sequence[Path],
         views: int = 1,
-        unreadable: pipeline.Unreadable | None = None,
+        unreadable: dict[int, str] | None = None,
     ) -> Iterator[tuple[Path, np.ndarray]]:
         """Yields each file with its probabilities, float32 `[classes]`, in the given order.
 
@@ -202,26 +203,12 @@ class Network:
         Raises:
           UsageError: an image cannot be read; the message names it.
         """
-        source, placement = image_files.source_of(paths, self.class_names), self._placement
-        data = self.config.data.copy_and_resolve_references()
-        data.max_unreadable = 0 if unreadable is None else len(paths)
-        step, share = self._predict_step(views), placement.data_parallel
-        most = evaluate.batch_size(self.config, views, placement)
-        size = min(most, -(-len(paths) // share) * share)
-        batches = pipeline.eval_batches(source, data, batch_size=size, unreadable=unreadable)
-        while True:
-            try:
-                batch = next(batches, None)
-            except UsageError:
-                if len(unreadable or ()) < len(paths):
-                    raise
-                return  # None can be read, and the caller knows of each.
-            if batch is None:
-                return
-            probabilities, _ = step(self._on_devices, placement.put_batch(batch))
-            for i, row in enumerate(parallel.to_host(probabilities)):
-                if batch["mask"][i] > 0:
-                    yield paths[batch["index"][i]], row
+        step, size = self._predict_step(views), self._batch_size(len(paths), views)
+        found = image_files.squares(paths, self.config.data, unreadable)
+        while read := list(itertools.islice(found, size)):
+            batch = self._put(np.stack([square for _, square in read]), size)
+            probabilities = parallel.to_host(step(self._on_devices, batch)[0])
+            yield from zip([path for path, _ in read], probabilities, strict=False)
 
     def features(self, images: ArrayLike, layer: str) -> np.ndarray:
         """Returns the output of a layer after its operations (activation, pool, norm).
@@ -247,16 +234,24 @@ class Network:
 
     def _batches(self, images: Any, views: int) -> Iterator[tuple[dict[str, Any], int]]:
         """Equal batches on the devices, and how many images of each count."""
-        images, placement = np.asarray(_checked(images)), self._placement
+        images = np.asarray(_checked(images))
         images = images if images.dtype == np.uint8 else np.asarray(_floating(images))
-        share = placement.data_parallel
-        most = evaluate.batch_size(self.config, views, placement)
-        size = min(most, -(-len(images) // share) * share)
+        size = self._batch_size(len(images), views)
         for first in range(0, len(images), size):
             batch = images[first : first + size]
-            filled = np.zeros((size, *batch.shape[1:]), batch.dtype)
-            filled[: len(batch)] = batch
-            yield placement.put_batch({"image": _coloured(filled)}), len(batch)
+            yield self._put(batch, size), len(batch)
+
+    def _batch_size(self, images: int, views: int) -> int:
+        """Images in a batch, of this many: no more than are there, in equal shares."""
+        share = self._placement.data_parallel
+        most = evaluate.batch_size(self.config, views, self._placement)
+        return min(most, -(-images // share) * share)
+
+    def _put(self, images: np.ndarray, size: int) -> dict[str, Any]:
+        """Images on the devices, as a batch of `size` of which they are the first."""
+        filled = np.zeros((size, *images.shape[1:]), images.dtype)
+        filled[: len(images)] = images
+        return self._placement.put_batch({"image": _coloured(filled)})
 
     @functools.cached_property
     def _placement(self) -> parallel.Placement:

@@ -11,11 +11,10 @@ from alexnet_jax.data.sources import open_sources
 from alexnet_jax.errors import UsageError
 from alexnet_jax.model.tower import build_tower, initial_statistics, parameter_shapes
 from alexnet_jax.parallel.hosts import prepare_process
-from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.network import Network
 from alexnet_jax.training.workdir import class_names, read_config
 from alexnet_jax.weights import files, named
-from alexnet_jax.weights.column import Column, to_towers
+from alexnet_jax.weights.column import Column
 
 
 def config_of(origin: str | Path) -> ConfigDict:
@@ -83,6 +82,8 @@ def load(origin: str | Path, *, step: int = 0, placement: str = "vmap") -> Netwo
         if step:
             raise UsageError(f"step {step}: {origin} is a file, which holds no steps")
         return of_column(files.read(origin), placement)
+    from alexnet_jax.training.checkpoint import Checkpoints  # Orbax takes time to import.
+
     config = config_of(origin)
     tower, crop = build_tower(config.model), config.data.crop_size
     like = {"params": parameter_shapes(tower, crop)}
@@ -113,7 +114,7 @@ def of_column(found: Column, placement: str = "vmap") -> Network:
     config = found.config
     inputs = input_rules.with_mean(config.data, found.mean)
     tower = build_tower(config.model)
-    return Network(config, tower, to_towers(found), inputs, found.class_names, placement=placement)
+    return Network(config, tower, found.towers, inputs, found.class_names, placement=placement)
 
 
 def initial(config: ConfigDict, drawn: dict, class_names: tuple[str, ...]) -> dict:

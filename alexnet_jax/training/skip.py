@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from alexnet_jax.model.derivatives import by_platform
 from alexnet_jax.training.optimizers import groups
 
 Update = Callable[[dict, Any], tuple[Any, Any]]
@@ -26,7 +27,7 @@ def apply_if(ok: jax.Array, update: Update, params: dict, opt_state: Any) -> tup
       params: what is updated.
       opt_state: of the optimizer.
     """
-    return lax.platform_dependent(
+    return by_platform(
         ok,
         params,
         opt_state,

@@ -35,9 +35,9 @@ BEST = {
     "tanh": 0.04,
     "sigmoid": 0.0025,
 }
-"""The best rate of each variant in `GRID`, by results/imagenette/rates/table.md, but for two: no rate
-trains the network with sigmoid, and without LRN 0.00125 is better than 0.005 by two of 944 photographs
-only."""
+"""The best rate of each variant in `GRID`, by results/imagenette/rates/table.md, but for two: no
+rate trains the network with sigmoid, and without LRN 0.00125 is better than 0.005 by two of 944
+photographs only."""
 MEASURES = ("test_error", "test_error_10_views", "train_error", "most_colour", "least_colour")
 
 # As in layers-145-half.cfg, which keeps the last convolution and the dense layers.

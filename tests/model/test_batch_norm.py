@@ -25,7 +25,7 @@ from alexnet_jax.training import optimizers
 from alexnet_jax.training.checkpoint import Checkpoints
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.training.state import init_state
-from alexnet_jax.weights.column import from_towers, to_towers
+from alexnet_jax.weights.column import from_towers
 from alexnet_jax.weights.files import read, write
 from tests.support import (
     PLACEMENTS,
@@ -228,7 +228,7 @@ def test_one_column_and_onnxruntime_have_the_same_scores(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-4)
     write(column, tmp_path / "net.safetensors")
     for suffix in ("onnx", "safetensors"):
-        again = to_towers(read(tmp_path / f"net.{suffix}"))
+        again = read(tmp_path / f"net.{suffix}").towers
         jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 

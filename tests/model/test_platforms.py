@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from alexnet_jax.config import presets
 from alexnet_jax.model import dense, lrn_kernel, lrn_mosaic, norm, pool
 from alexnet_jax.model.lrn_kernel import Constants
 from alexnet_jax.model.tower import parameter_shapes
+from alexnet_jax.parallel import placement
 from alexnet_jax.training.state import init_state
 from tests.support import Step, noise_batch, placement_of, random_params
 
@@ -173,6 +175,12 @@ def step_of(config):
     return Step(config, placement_of("vmap"), mean_image=np.full((side, side, 3), 118, np.float32))
 
 
+@pytest.fixture
+def every_platform(monkeypatch):
+    """Steps for this CPU have the forms of all platforms, as elsewhere."""
+    monkeypatch.setattr(placement, "for_cpu", lambda fn: fn)
+
+
 def branches_taken(text):
     """The branches whose choice depends on a value; those on a platform depend on a constant."""
     chosen, taken = set(), 0
@@ -187,7 +195,7 @@ def branches_taken(text):
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
 @pytest.mark.parametrize("preset", ["article", "source", "caffe"])
-def test_no_step_takes_a_branch_on_an_accelerator(preset, platform):
+def test_no_step_takes_a_branch_on_an_accelerator(preset, platform, every_platform):
     config = tiny(preset)
     step = step_of(config)
     state = init_state(parameter_shapes(step.net, config.data.crop_size), step.tx)
@@ -200,7 +208,18 @@ def test_no_step_takes_a_branch_on_an_accelerator(preset, platform):
 
 
 @pytest.mark.parametrize("preset", ["source", "caffe"])
-def test_a_step_with_what_gpus_run_equals_that_of_a_cpu(preset, monkeypatch):
+def test_a_step_for_a_cpu_has_its_forms_alone(preset):
+    config = tiny(preset)
+    step = step_of(config)
+    state = init_state(parameter_shapes(step.net, config.data.crop_size), step.tx)
+    batch = noise_batch(config.data.crop_size, config.batch_size)
+    jitted: Any = step.compiled
+    text = str(jitted.trace(state, batch).jaxpr)
+    assert "platform_index" not in text and "pallas" not in text
+
+
+@pytest.mark.parametrize("preset", ["source", "caffe"])
+def test_a_step_with_what_gpus_run_equals_that_of_a_cpu(preset, every_platform, monkeypatch):
     config = tiny(preset)
     crop = config.data.crop_size
 

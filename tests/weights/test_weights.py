@@ -19,7 +19,7 @@ from alexnet_jax.model.tower import build_tower, draw_parameters
 from alexnet_jax.training import origin as trained
 from alexnet_jax.training.loop import train_and_evaluate
 from alexnet_jax.weights import caffe, torchvision
-from alexnet_jax.weights.column import Column, from_towers, to_towers
+from alexnet_jax.weights.column import Column, from_towers
 from alexnet_jax.weights.files import read, write
 from tests.support import png_folder, tiny_config
 from tests.training.test_train import short_config
@@ -120,7 +120,7 @@ def test_onnxruntime_gives_the_same_probabilities(name, tmp_path):
         assert again.config.to_dict() == config.to_dict()
         assert again.class_names == found.class_names
         np.testing.assert_array_equal(again.mean, found.mean)
-        restored = to_towers(again)["params"]
+        restored = again.towers["params"]
         for layer, leaves in params.items():
             for part, value in leaves.items():
                 np.testing.assert_array_equal(restored[layer][part], value, err_msg=layer)

@@ -63,7 +63,7 @@ class Folder(Encoded):
 
     def read(self, indices: np.ndarray) -> tuple[list[bytes], np.ndarray]:
         """See `Encoded.read`."""
-        return [_content(self.paths[i]) for i in indices], self.labels[indices]
+        return [content(self.paths[i]) for i in indices], self.labels[indices]
 
     def describe(self, index: int) -> str:
         """See `Source.describe`."""
@@ -277,7 +277,7 @@ def _endings(names: Sequence[str]) -> collections.Counter[str]:
     )
 
 
-def _content(path: Path) -> bytes:
+def content(path: Path) -> bytes:
     """The bytes of a file.
 
     Raises:
