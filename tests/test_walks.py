@@ -74,7 +74,7 @@ def test_a_researcher_compares_three_variants_with_two_seeds(tmp_path):
         assert [float(row[f"seed_{seed}"]) for seed in (0, 1)] == pytest.approx(errors, rel=1e-4)
         assert f"| {name} | {np.mean(errors):.2f} | {np.std(errors, ddof=1):.2f} | 2 |" in table
     page = (folder / "report.html").read_text()
-    assert all(name in page for name in rows) and "seed-1" in page
+    assert all(name in page for name in rows) and "<svg" in page
 
 
 def shapes(folder):
@@ -83,7 +83,7 @@ def shapes(folder):
     for number in range(150):
         kind = KINDS[number % 5]
         width, height = map(int, rng.integers(120, 220, 2))
-        ground, colour = (tuple(map(int, rng.integers(*ends, 3))) for ends in ((0, 120), (140, 256)))
+        ground, colour = (tuple(map(int, rng.integers(*e, 3))) for e in ((0, 120), (140, 256)))
         image = Image.new("RGB", (width, height), ground)
         draw, r = ImageDraw.Draw(image), min(width, height) * rng.uniform(0.25, 0.4)
         x, y = width * rng.uniform(0.4, 0.6), height * rng.uniform(0.4, 0.6)
