@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN = .venv/bin/python
 # What runs the commands, the notebook and the guests of the documentation, draws pages and looks at them.
 PAGES = tests/test_commands.py tests/test_guests.py tests/test_notebook.py \
-  tests/analysis/test_explain.py tests/analysis/test_browser.py
+  tests/test_walks.py tests/analysis/test_explain.py tests/analysis/test_browser.py
 
 .PHONY: quickstart test test-all test-compile test-torch test-pages mutants lint docs bench package clean .venv
 

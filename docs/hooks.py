@@ -2,11 +2,12 @@
 
 `{{ layers PRESET }}`, `{{ conventions PRESET }}`, `{{ help VERB }}` and `{{ fields }}` stand for
 what `inspect`, `--help` and `fields` print now, `{{ api }}` for a section per module, `{{ source
-FILE }}` for a module itself. Pages refer
-to figures as `../results/...`, which is where a reader of the repository finds them; in the site
-they are in `results/`.
+FILE }}` for a module itself, `{{ notebook FILE }}` for the cells of a notebook. Pages refer to
+figures as `../results/...`, which is where a reader of the repository finds them; in the site they
+are in `results/`.
 """
 
+import json
 import re
 import runpy
 from collections.abc import Iterator
@@ -54,12 +55,21 @@ def _modules() -> Iterator[str]:
             yield f"## {name}\n\n::: {name}\n    options: {options}\n"
 
 
+def _cells(name: str) -> Iterator[str]:
+    """The cells of a notebook of this folder as Markdown; it is not run."""
+    for cell in json.loads((ROOT / "docs" / name).read_text())["cells"]:
+        text = "".join(cell["source"])
+        yield f"```python\n{text}\n```" if cell["cell_type"] == "code" else text
+
+
 def _fill(match: re.Match[str]) -> str:
     kind, name = match[1], match[2]
     if kind == "api":
         return "\n".join(_modules())
     if kind == "fields":
         return field_table(markdown=True)
+    if kind == "notebook":
+        return "\n\n".join(_cells(name))
     language = "text"  # whose lines stay whole; see extra.css
     if kind == "source":
         text, language = (ROOT / "alexnet_jax" / name).read_text().rstrip(), "python"
@@ -69,5 +79,6 @@ def _fill(match: re.Match[str]) -> str:
         make = runpy.run_path(str(ROOT / "experiments" / "imagenet.py"))["get_config"]
         text = (layer_table if kind == "layers" else convention_table)(make(name))
     else:
-        raise PluginError(f"{match[0]}: use layers, conventions, help, fields, source or api")
+        known = "layers, conventions, help, fields, source, notebook or api"
+        raise PluginError(f"{match[0]}: use {known}")
     return f"```{language}\n{text}\n```"

@@ -183,6 +183,59 @@ def test_lines_are_counted_without_imports_comments_and_blanks():
     assert lines("import a\nfrom b import c\n\n# Why.\nfor x in y:\n    # Again.\n    z(x)\n") == 2
 
 
+def test_a_grouped_network_of_pytorch_is_read_as_the_page_says(elsewhere, monkeypatch):
+    """Narrow, beside a transcription in NumPy of what its modules compute, from PyTorch's docs."""
+    import functools
+
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    import alexnet_jax
+    from tests import numpy_reference
+
+    monkeypatch.setattr(
+        alexnet_jax, "create", functools.partial(alexnet_jax.create, width=1 / 16), raising=False
+    )
+    # Outputs, inputs of a group, side.
+    shapes = {"features.0": (6, 3, 11), "features.4": (16, 3, 5), "features.8": (24, 16, 3),
+              "features.10": (24, 12, 3), "features.12": (16, 12, 3), "classifier.1": (256, 576),
+              "classifier.4": (256, 256), "classifier.6": (3, 256)}  # fmt: skip
+    rng, arrays = np.random.default_rng(0), {}
+    for name, (out, inputs, *side) in shapes.items():
+        shape = (out, inputs, *(side * 2))
+        # Large enough in the first layer that sums of squares matter beside k.
+        std = (2 / np.prod(shape[1:])) ** 0.5 * (100 if name == "features.0" else 1)
+        arrays[f"{name}.weight"] = np.float32(rng.normal(0, std, shape))
+        arrays[f"{name}.bias"] = np.float32(rng.normal(0, 0.3, out))
+    save_file(arrays, "own.safetensors")
+    page = (ROOT / "docs" / "pytorch.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    names = {}
+    exec(next(block for block in blocks if "own.safetensors" in block), names)
+
+    images = rng.integers(0, 256, (2, 224, 224, 3), np.uint8)
+    x = (images - np.float64(names["net"].config.data.channel_mean)) / 255
+    for number, stride, padding, groups, pools in (
+        (0, 4, (0, 3), 1, True), (4, 1, (2, 2), 2, True), (8, 1, (1, 1), 1, False),
+        (10, 1, (1, 1), 2, False), (12, 1, (1, 1), 2, True),
+    ):  # fmt: skip
+        weight = arrays[f"features.{number}.weight"].transpose(2, 3, 1, 0)
+        parts = zip(np.split(x, groups, -1), np.split(weight, groups, -1), strict=True)
+        x = np.concatenate([numpy_reference.conv(*part, stride, padding) for part in parts], -1)
+        x = np.maximum(x + arrays[f"features.{number}.bias"], 0)
+        if number < 8:
+            x = numpy_reference.lrn(x, 5, 2.0, 1e-4 / 5, 0.75)
+        x = numpy_reference.pool(x, 3, 2, np.max) if pools else x
+    x = x.transpose(0, 3, 1, 2).reshape(2, -1)
+    for number in (1, 4, 6):
+        x = x @ arrays[f"classifier.{number}.weight"].T + arrays[f"classifier.{number}.bias"]
+        x = np.maximum(x, 0) if number < 6 else x
+    np.testing.assert_allclose(names["net"](images), x, atol=1e-4 * np.abs(x).max())
+    again = alexnet_jax.load("own-network.safetensors")
+    np.testing.assert_array_equal(again(images), names["net"](images))
+    assert again.class_names == ("cat", "dog", "horse")
+
+
 @pytest.fixture
 def exported(elsewhere):
     """`network.onnx`, which resizes, and `photo.png`; returns what `predict` says of it."""

@@ -1,6 +1,7 @@
 """The scripts of `launch/`, as far as they go without a cluster: what they would start parses."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_tpu_starts_one_training_process_a_host():
     assert command[0] == "gcloud" and "--worker=all" in command
     (remote,) = (word for word in command if word.startswith("--command="))
     check(shlex.split(remote.removeprefix("--command=")), *EXTRA)
+
+
+def test_the_page_starts_a_slice_with_a_command_that_parses():
+    page = (LAUNCH.parent / "docs" / "placements.md").read_text()
+    (typed,) = re.findall(r"^launch/(tpu\.sh (?:.*\\\n)*.*)", page, re.M)
+    typed = typed.replace("\\\n", "").replace("/mnt/shared/runs/source", "runs/a")
+    script, *arguments = shlex.split(typed)
+    command = shlex.split(run(script, *arguments, DRY_RUN="1"))
+    (remote,) = (word for word in command if word.startswith("--command="))
+    check(shlex.split(remote.removeprefix("--command=")))
 
 
 @pytest.fixture
