@@ -6,7 +6,6 @@
 The photograph is a part of `china.jpg`, which scikit-learn ships: by danielbuechele, CC BY 2.0.
 """
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,7 +111,7 @@ def views(found: Explanation) -> Figure:
     for axis, (crop, name, row) in zip(figure.subplots(2, 5).flat, crops, strict=True):
         _pixels(axis, crop)
         label = int(row.argmax())
-        title = f"{name}\n{_words(found.name(label))}, {100 * row[label]:.0f} %"
+        title = f"{name}\n{found.name(label)}, {100 * row[label]:.0f} %"
         axis.set_title(title, fontsize=9)
     return figure
 
@@ -121,17 +120,12 @@ def answer(found: Explanation) -> Figure:
     """The probabilities of the five best classes."""
     figure = Figure(figsize=(9, 1.9), layout="constrained")
     axis = figure.subplots()
-    for place, (_, name, probability) in enumerate(found.best):
+    for place, (label, _, probability) in enumerate(found.best):
         axis.barh(place, 100 * probability, color=drawing.COLOURS[5])
-        text = f"{_words(name)}, {100 * probability:.1f} %"
+        text = f"{found.name(label)}, {100 * probability:.1f} %"
         axis.text(1, place, text, va="center", fontsize=9)
     axis.set(xlim=(0, 100), ylim=(len(found.best) - 0.4, -0.6), xlabel="probability, %", yticks=[])
     return figure
-
-
-def _words(name: str) -> str:
-    """The name of a class without its WordNet number."""
-    return re.sub(r"^n\d{8} ", "", name)
 
 
 def _side_by_side(tiles: list[np.ndarray]) -> np.ndarray:

@@ -3,18 +3,15 @@
 import html
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from docs.screenshots import CHROMIUM, chromium, frame
+
 FRAMES = [(width, scheme) for width in (1280, 390) for scheme in ("light", "dark")]
 """Widths in pixels and colour schemes in which a page is looked at."""
 
-_CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
-)
 _AXE = Path(__file__).parents[1] / ".axe" / "axe.min.js"
 
 # What is wrong with the layout, then what axe finds: violations, and texts whose contrast it cannot
@@ -61,30 +58,19 @@ def wrong(page: Path, folder: Path) -> list[str]:
       page: the HTML file, which refers to no other.
       folder: an empty folder for Chromium.
     """
-    if not (_CHROMIUM and _AXE.exists()):
-        pytest.skip("no axe-core: run make .axe/axe.min.js" if _CHROMIUM else "no Chromium")
+    if not (CHROMIUM and _AXE.exists()):
+        pytest.skip("no axe-core: run make .axe/axe.min.js" if CHROMIUM else "no Chromium")
     scripts = f"<script>{_AXE.read_text()}</script><script>{_CHECKS}</script></body>"
-    text = html.escape(page.read_text().replace("</body>", scripts))
-    # In frames, since a window of Chromium is never as narrow as a phone; a frame has the scheme of
-    # its element.
-    frames = "".join(
-        f'<iframe style="width: {width}px; height: 900px; border: 0; color-scheme: {scheme}"'
-        f' srcdoc="{text}"></iframe>'
-        for width, scheme in FRAMES
-    )
+    text = page.read_text().replace("</body>", scripts)
+    frames = "".join(frame(text, width, 900, scheme) for width, scheme in FRAMES)
     probe = folder / "probe.html"
     probe.write_text(
         "<!doctype html><meta charset=utf-8><body><pre></pre><script>const all = [];"
         "function done(frame, found) { all.push([frame, found]);"
         'document.querySelector("pre").textContent = JSON.stringify(all); }</script>' + frames
     )
-    done = subprocess.run(
-        [_CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-         "--disable-background-networking", "--virtual-time-budget=60000",
-         f"--user-data-dir={folder / 'profile'}", "--dump-dom", f"file://{probe}"],
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
-    (result,) = re.findall(r"<pre>(.*?)</pre>", done.stdout, flags=re.S)
+    printed = chromium(probe, folder, "--dump-dom")
+    (result,) = re.findall(r"<pre>(.*?)</pre>", printed, flags=re.S)
     seen = json.loads(html.unescape(result))
-    assert sorted(frame for frame, _ in seen) == sorted(map(list, FRAMES))
+    assert sorted(where for where, _ in seen) == sorted(map(list, FRAMES))
     return [f"{width} {scheme}: {line}" for (width, scheme), found in seen for line in found]

@@ -105,7 +105,8 @@ def _name(each: Explanation) -> str:
 
 def _bars(probabilities: np.ndarray, network: Any) -> list[tuple[str, float]]:
     """(name, percent) of the five most probable classes."""
-    return [(name, 100 * p) for _, name, p in classes.best(probabilities, network.class_names)]
+    names = classes.words(network.class_names)
+    return [(name, 100 * p) for _, name, p in classes.best(probabilities, names)]
 
 
 def _box(box: tuple[int, ...], pixels: np.ndarray) -> str:

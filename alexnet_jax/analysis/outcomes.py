@@ -138,14 +138,25 @@ def epochs_to_error(curve: Curve, target: float) -> float | None:
 
 def seconds(workdir: Path) -> float | None:
     """The seconds that the steps of a run took by its log, without evaluations and saves."""
+    return sum(_seconds(workdir).values()) or None
+
+
+def first_step(workdir: Path) -> float:
+    """The seconds of the first step by the log of a run: it waits for the compiler."""
+    return _seconds(workdir).get(1, 0.0)
+
+
+def _seconds(workdir: Path) -> dict[int, float]:
+    """The seconds of the steps that each mean in the log is of, by the last of them."""
     config = _json(workdir / "config.json") or {}
     events: list[Event] = log.read(workdir, missing=True)
-    found, before = 0.0, 0
+    found, before = dict[int, float](), 0
     for event in events:
         if isinstance(event, TrainingMean) and event.images_per_second > 0:
-            found += (event.step - before) * config.get("batch_size", 0) / event.images_per_second
+            images = (event.step - before) * config.get("batch_size", 0)
+            found[event.step] = images / event.images_per_second
             before = event.step
-    return found or None
+    return found
 
 
 def _of_towers(workdir: Path, pick: Callable[[list[float]], float]) -> float | None:

@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import jsonfiles
 from alexnet_jax.analysis import comparison, figures
-from alexnet_jax.analysis.outcomes import outcome
+from alexnet_jax.analysis.outcomes import first_step, outcome
 from alexnet_jax.config import completed, leaves, tuples, validate
 from alexnet_jax.config import from_json as from_json_file
 from alexnet_jax.config.fields import field_of
 from alexnet_jax.data.sources import fit_classes
 from alexnet_jax.errors import Stopped, UsageError
+from alexnet_jax.training.run import Series
 from alexnet_jax.training.workdir import write_json
 
 OUTPUTS = ("table.md", "table.csv", "figure.png")
@@ -214,14 +215,9 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
     check_finished(config, folder)
     failed: list[str] = []
     todo = [x for x in runs(config)[part[0] - 1 :: part[1]] if not finished(_workdir(folder, *x))]
-    began = time.monotonic()
-    for number, (variant, seed) in enumerate(todo):
-        left = _left((time.monotonic() - began) / number * (len(todo) - number)) if number else ""
-        print(
-            f"run {number + 1} of {len(todo)}: {variant}, seed {seed}{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+    seconds: list[float] = []
+    for number, (variant, seed) in enumerate(todo, 1):
+        print(f"run {number} of {len(todo)}: {variant}, seed {seed}", file=sys.stderr, flush=True)
         workdir, asked = _workdir(folder, variant, seed), run_config(config, variant, seed)
         wanted = fit_classes(asked)
         if wanted.batch_size != asked.batch_size:  # What variants differ in would be lost.
@@ -229,8 +225,12 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
                 f"variant {variant!r}: config.batch_size = {asked.batch_size} is more than the "
                 f"training images: use {wanted.batch_size}"
             )
+        place = Series(f"{variant} seed {seed}", number, len(todo), tuple(seconds))
+        begun, began = workdir.exists(), time.monotonic()
         try:
-            train_and_evaluate(wanted, workdir)
+            train_and_evaluate(wanted, workdir, series=place)
+            if not begun:
+                seconds.append(time.monotonic() - began - first_step(workdir))
             (workdir / "failed.json").unlink(missing_ok=True)
         except Stopped:
             raise
@@ -248,12 +248,6 @@ def run(config: ConfigDict, folder: Path, part: tuple[int, int] = (1, 1)) -> lis
 
 def _workdir(folder: Path, variant: str, seed: int) -> Path:
     return folder / variant / f"seed-{seed}"
-
-
-def _left(seconds: float) -> str:
-    """The time that the runs of this process still take, if they take as long as those before."""
-    minutes = round(seconds / 60)
-    return f"; about {minutes // 60}:{minutes % 60:02d} hours left for all"
 
 
 def finished(workdir: Path) -> bool:

@@ -213,8 +213,8 @@ class Explanation:
         return classes.best(self.probabilities, self.class_names)
 
     def name(self, label: int) -> str:
-        """The name of a class."""
-        return classes.shown_name(self.class_names[label]) if self.class_names else str(label)
+        """The name of a class for readers, without a WordNet number (`classes.words`)."""
+        return classes.words(self.class_names)[label] if self.class_names else str(label)
 
     def drop(self, label: int) -> np.ndarray:
         """How far the probability of a class falls where a square covers the crop, `[n, n]`."""
@@ -226,9 +226,9 @@ class Explanation:
 
     def __repr__(self) -> str:
         """Returns the image, its answer and the layers."""
-        _, name, probability = self.best[0]
+        label, _, probability = self.best[0]
         layers = ", ".join(layer.name for layer in self.layers)
-        return f"Explanation({self.image}: {100 * probability:.1f} % {name}; {layers})"
+        return f"Explanation({self.image}: {100 * probability:.1f} % {self.name(label)}; {layers})"
 
 
 def explain(

@@ -36,7 +36,7 @@ from alexnet_jax.training.optimizers.groups import follows_schedule
 from alexnet_jax.training.origin import initial
 from alexnet_jax.training.parts import parts as parts_of
 from alexnet_jax.training.parts.evaluation import evaluate_split, step_of
-from alexnet_jax.training.run import Due, Run
+from alexnet_jax.training.run import Due, Run, Series
 from alexnet_jax.training.schedules import on_host, schedule
 from alexnet_jax.training.state import TrainState, init_state
 from alexnet_jax.training.step import make_train_step
@@ -71,6 +71,7 @@ def train_and_evaluate(
     sources: Mapping[str, Source] | None = None,
     optimizer: optax.GradientTransformation | None = None,
     placement: parallel.Placement | None = None,
+    series: Series | None = None,
 ) -> dict[str, Any]:
     """Trains to the end of a run, resuming it if `workdir` holds a checkpoint.
 
@@ -88,6 +89,7 @@ def train_and_evaluate(
         `config.optimizer`. It is applied to each tower by itself: a norm over all gradients is one
         over those of a tower.
       placement: where the towers run; None for what `config.placement` names.
+      series: the runs of which it is one, for the time left on the terminal.
 
     Returns:
       The content of `workdir/result.json`, or only the step if `until` ended the run early.
@@ -145,7 +147,7 @@ def train_and_evaluate(
         run, changes = begin(config, workdir, placement, tower, sources, tx, state, saved)
         del state  # the weights on the host
         run.until = until
-        run.parts = parts_of(config, profile, writer, saved)
+        run.parts = parts_of(config, profile, writer, saved, series)
         with contextlib.ExitStack() as stack:
             stack.enter_context(run.stop)
             for part in run.parts:

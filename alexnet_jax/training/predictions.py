@@ -56,10 +56,10 @@ class Predictions:
     def __repr__(self) -> str:
         """Returns one line per image, the first ten of them."""
         width = max(map(len, self.images[:_SHOWN]), default=0)
-        lines = [
-            f"{image:<{width}}  {_percent(best[0][1])}  {best[0][0]}"
-            for image, best in zip(self.images[:_SHOWN], self, strict=False)
-        ]
+        names = classes.words(self.class_names)
+        rows = zip(self.images[:_SHOWN], self.probabilities, strict=False)
+        found = [(image, *classes.best(row, names)[0]) for image, row in rows]
+        lines = [f"{image:<{width}}  {_percent(p)}  {name}" for image, _, name, p in found]
         more = len(self) - _SHOWN
         return "\n".join([*lines, f"... and {more} more"] if more > 0 else lines)
 
@@ -81,14 +81,17 @@ class Writer:
         Args:
           form: `text`: one line per image with its most probable class, and of one image alone the
             five most probable; `table`: the five in columns; `json`: the five as one line of JSON
-            per image; `csv`: the five as one row of a file with a header.
+            per image; `csv`: the five as one row of a file with a header. JSON and CSV have the
+            WordNet numbers of classes.
           paths: the images that are to come.
           class_names: one name per class, or none.
         """
-        self._form, self._names = form, tuple(class_names)
+        for_readers = form in ("text", "table")
+        self._form = form
+        self._names = classes.words(class_names) if for_readers else tuple(class_names)
         self._alone = len(paths) == 1
         self._width = max((len(shown(path)) for path in paths), default=0)
-        self._keys = {key: i for i, key in enumerate(classes.keys(self._names))}
+        self._keys = {key: i for i, key in enumerate(classes.keys(class_names))}
         self._longest = max((len(classes.shown_name(name)) for name in self._names), default=3)
         self.images = self.right = 0
 

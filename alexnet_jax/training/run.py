@@ -42,6 +42,23 @@ class Due:
     leave: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """The place of a run among several that a process trains one after another.
+
+    Attributes:
+      name: of the run, such as `lrn-off seed 1`.
+      number: of the run, counted from 1.
+      count: number of runs.
+      seconds: what each of those took that are finished, without its first step.
+    """
+
+    name: str
+    number: int
+    count: int
+    seconds: tuple[float, ...] = ()
+
+
 @dataclasses.dataclass
 class Run:
     """What parts see of a run and may change.

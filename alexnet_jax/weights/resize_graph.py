@@ -4,7 +4,8 @@ ONNX's own `Resize` has no mean over areas, and its antialiased form is another 
 Every resizing of this project is linear and separable: along each side, pixel i of the crop is a
 sum of the image's pixels with the shares of a row of a matrix. The nodes compute the two matrices
 from the image's size, in the arithmetic of TensorFlow's kernels (float32, the centres of pixels at
-halves), and apply them. `data.decode.to_square` says what the rules are.
+halves, reciprocals where they have them), and apply them. `data.decode.to_square` says what the
+rules are.
 """
 
 import numpy as np
@@ -39,7 +40,10 @@ def add_square(graph: Graph, images: str, data: ConfigDict, name: str) -> None:
     first = add("Add", halves, graph.constant(np.array([offset])))
     larger = add("Cast", add("Greater", wanted, sides), to=TensorProto.FLOAT)
     grows = add("Greater", add("ReduceMax", larger, keepdims=0), graph.constant(np.float32(0)))
-    scales = add("Div", *(add("Cast", n, to=TensorProto.FLOAT) for n in (sides, wanted)))
+    old, new = (add("Cast", n, to=TensorProto.FLOAT) for n in (sides, wanted))
+    # TensorFlow's triangles are placed by the reciprocal of the enlargement, rounded twice.
+    scales, inverse = add("Div", old, new), add("Reciprocal", add("Div", new, old))
+    scales = inverse if data.shrink == "triangle" else add("Where", grows, inverse, scales)
     shares = []
     for side in range(2):
         number = graph.constant(np.array(side))
@@ -86,9 +90,9 @@ def _shares(graph: Graph, old: str, scale: str, first: str, grows: str, data: Co
         radius = add("Where", grows, radius, one)
     centre = add("Mul", add("Add", row, half), scale)
     distance = add("Abs", add("Sub", add("Add", column, half), centre))
-    share = add("Max", add("Sub", one, add("Div", distance, radius)), zero)
+    share = add("Max", add("Sub", one, add("Mul", distance, add("Reciprocal", radius))), zero)
     total = add("ReduceSum", share, graph.constant(np.array([1])), keepdims=1)
-    share = add("Div", share, total)
+    share = add("Mul", share, add("Reciprocal", total))
     if data.shrink == "area":
         ends = [add("Add", place, one) for place in (column, row)]
         end = add("Min", ends[0], add("Mul", ends[1], scale))

@@ -108,7 +108,7 @@ def caffe():
     """Caffe's graph: norm before pooling, windows across the seam, 67 pixels in place of 227."""
     fields = {"width": 1 / 32, "num_classes": 7, "crop_size": 67, "image_size": 72}
     net = alexnet_jax.create("caffe", mean="channel", **fields)
-    net = lively(net.config, class_names=tuple("abcdefg"))
+    net = lively(net.config, class_names=[f"n0000000{i} {x}" for i, x in enumerate("abcdefg")])
     net.params["fc8"]["kernel"][:] /= 64  # Its inputs are not scaled, and logits would be hundreds.
     return net
 
@@ -173,8 +173,9 @@ def test_pictures_show_the_feature_maps_before_and_after_each_operation(network)
 def test_the_page_says_which_answers_the_data_hold(network):
     _, found, text = network
     said = words(text)
-    for _, name, probability in found.best:
-        assert f" {name} {100 * probability:.1f} %" in said
+    for label, _, probability in found.best:
+        assert f" {found.name(label)} {100 * probability:.1f} %" in said
+    assert "n0000000" not in text  # WordNet numbers are for files.
     for variant in found.variants:
         assert variant.title in said
         assert not variant.why_not or f"Not possible with these weights: {variant.why_not}." in said

@@ -63,7 +63,9 @@ def test_the_seconds_of_a_run_are_its_images_by_their_speed(tmp_path):
     write_log(tmp_path / "run", [*events, evaluation("test", 1.0, 1.0, 0.0)])
     (tmp_path / "run" / "config.json").write_text(json.dumps({"batch_size": 50}))
     assert outcomes.seconds(tmp_path / "run") == pytest.approx(60 * 50 / 100)
+    assert outcomes.first_step(tmp_path / "run") == pytest.approx(50 / 100)
     assert outcomes.seconds(tmp_path / "none") is None
+    assert outcomes.first_step(tmp_path / "none") == 0
 
 
 @pytest.mark.parametrize(

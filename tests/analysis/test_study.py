@@ -19,6 +19,8 @@ from alexnet_jax.cli.main import main
 from alexnet_jax.config import leaves
 from alexnet_jax.errors import Stopped, UsageError
 from alexnet_jax.training import loop as train
+from alexnet_jax.training.run import Series
+from tests.analysis.logs import training_mean, write_log
 from tests.training.test_train import short_config
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +107,7 @@ def trained(monkeypatch):
     """Every run that a study asks for, as (folder, configuration); none of them trains."""
     asked = []
 
-    def train_and_evaluate(config, workdir):
+    def train_and_evaluate(config, workdir, series=None):
         asked.append((workdir, config))
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(config.to_json())
@@ -159,10 +161,10 @@ def test_only_what_is_not_finished_is_run_again(trained, tmp_path):
 def test_a_failure_is_noted_until_the_run_succeeds(trained, tmp_path, monkeypatch):
     succeed = train.train_and_evaluate
 
-    def fail(config, workdir):
+    def fail(config, workdir, series=None):
         if not config.model.lrn.enabled and config.seed == 0:
             raise ValueError("no luck\nand more about it")
-        succeed(config, workdir)
+        succeed(config, workdir, series)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_and_evaluate", fail)
@@ -176,7 +178,7 @@ def test_a_failure_is_noted_until_the_run_succeeds(trained, tmp_path, monkeypatc
 
 
 def test_a_signal_ends_the_study_and_is_no_failure(trained, tmp_path, monkeypatch):
-    def stop(config, workdir):
+    def stop(config, workdir, series=None):
         raise Stopped(signal.SIGTERM, 3)
 
     monkeypatch.setattr(train, "train_and_evaluate", stop)
@@ -354,17 +356,32 @@ def test_a_finished_study_changes_nothing(trained, tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-def test_it_says_how_long_all_runs_still_take(trained, tmp_path, capsys, monkeypatch):
-    clock = iter([0.0, 600.0, 1800.0, 2700.0])  # 10, 20 and 15 minutes for the first three runs
+def test_a_run_is_told_what_the_finished_ones_took(trained, tmp_path, capsys, monkeypatch):
+    """Without their first steps, and without a run that failed or was begun before."""
+    places, real = [], train.train_and_evaluate
+    clock = iter([0.0, 600.0, 600.0, 1800.0, 2000.0, 2000.0, 2900.0])  # the second one fails
+
+    def run(config, workdir, series):
+        places.append(series)
+        real(config, workdir, series)
+        write_log(workdir / "log", [training_mean(0.1, 1.0, 0.5)])
+        (workdir / "log" / "metrics.jsonl").rename(workdir / "metrics.jsonl")
+        if len(places) == 2:
+            raise ValueError("no luck")
+
+    (tmp_path / "base" / "seed-1").mkdir(parents=True)
+    monkeypatch.setattr(train, "train_and_evaluate", run)
     monkeypatch.setattr(study.time, "monotonic", lambda: next(clock))
     study.run(small(), tmp_path)
-    said = [line.partition("; ")[2] for line in capsys.readouterr().err.splitlines()]
-    assert said == [
-        "",
-        "about 0:30 hours left for all",
-        "about 0:30 hours left for all",
-        "about 0:15 hours left for all",
+    first = small().base.batch_size / 100  # by the speed in the log
+    assert places == [
+        Series("base seed 0", 1, 4),
+        Series("lrn-off seed 0", 2, 4, (600 - first,)),
+        Series("base seed 1", 3, 4, (600 - first,)),
+        Series("lrn-off seed 1", 4, 4, (600 - first,)),
     ]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("run")]
+    assert said[3] == "run 4 of 4: lrn-off, seed 1"
 
 
 def test_a_folder_describes_its_study(trained, tmp_path, capsys):

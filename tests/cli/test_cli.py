@@ -427,7 +427,7 @@ def test_predictions_as_json_are_read_back(called, capsys):
     # Of one image alone, text has the five best.
     assert main(["predict", "--workdir=x", "x"]) == 0
     assert capsys.readouterr().out == (
-        f"{path}   wrong: n02085936 Maltese dog\n   75.0 %  cat\n   25.0 %  n02085936 Maltese dog\n"
+        f"{path}   wrong: Maltese dog\n   75.0 %  cat\n   25.0 %  Maltese dog\n"
         "right: 0 of 1 image (0.0 %), by the class of its folder\n"
     )
 

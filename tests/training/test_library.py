@@ -305,6 +305,9 @@ def test_predictions_name_what_they_are_about():
     assert [name for name, _ in found[0]] == ["dog", "cow", "cat"]
     assert [p for _, p in found[0]] == pytest.approx([0.7, 0.2, 0.1])
     assert repr(found) == "a.jpg     70.0 %  dog\nb/c.jpg   50.0 %  cat"
+    numbered = Predictions(("a.jpg",), rows[:1], ("cat", "n01443537", "cow"))
+    assert numbered[0][0][0] == "n01443537 goldfish"
+    assert repr(numbered) == "a.jpg   70.0 %  goldfish"
     many = Predictions(tuple(f"image {i}" for i in range(12)), np.float32([[1.0]] * 12), ("x",))
     assert repr(many).splitlines()[9:] == ["image 9  100.0 %  x", "... and 2 more"]
 

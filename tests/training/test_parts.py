@@ -21,6 +21,7 @@ from alexnet_jax.data import augment
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training.events import Evaluation, NotFinite, Saved, TrainingMean, Warned
 from alexnet_jax.training.log import Log, read
+from alexnet_jax.training.parts import terminal as terminals
 from alexnet_jax.training.parts.evaluation import StopAtError
 from alexnet_jax.training.parts.metrics import StepMetrics
 from alexnet_jax.training.parts.profile import Profile
@@ -28,7 +29,7 @@ from alexnet_jax.training.parts.save import Save
 from alexnet_jax.training.parts.terminal import Terminal
 from alexnet_jax.training.parts.warn import Warnings
 from alexnet_jax.training.parts.watchdog import Watchdog
-from alexnet_jax.training.run import Due, Part, Run
+from alexnet_jax.training.run import Due, Part, Run, Series
 from tests.support import tiny_config
 
 
@@ -322,6 +323,8 @@ def test_where_there_is_no_terminal_an_event_is_a_line(monkeypatch, capsys):
         monkeypatch.setattr("jax.process_index", lambda speaks=speaks: 0 if speaks else 1)
         run.step = 2
         part.start(run)
+        run.step = 4
+        run.emit(TrainingMean(3, 1.25, 0.5, 0.25, 0.125, 1.5, 0.0, 0.01))
         run.step = 5
         run.emit(TrainingMean(4, 1.5, 0.25, 0.125, 0.0625, 1234.56, 0.0, 0.01))
         run.emit(evaluation(4, 0.5))
@@ -333,6 +336,7 @@ def test_where_there_is_no_terminal_an_event_is_a_line(monkeypatch, capsys):
         run.num_steps = 7163  # from the second time on, of which nothing is shown
         assert capsys.readouterr().err == speaks * (
             "vmap, 1 cpu device; digits: 20 training images, 100 steps, from step 2\n"
+            "step 3/100  epoch 1.25  loss 0.5000  top-1 error 0.250  1.5 images/s\n"
             "step 4/100  epoch 1.50  loss 0.2500  top-1 error 0.125  1234.6 images/s  0:02 left\n"
             "step 4  validation: loss 1.0000, top-1 error 0.5000\n"
             "step 4  test: loss 1.0000, top-1 error 0.2500 (10 views)\n"
@@ -350,7 +354,8 @@ def test_what_is_left_is_shown_in_minutes_and_seconds(capsys, steps, left):
     run.placement = types.SimpleNamespace(describe=str)
     run.num_steps, run.step = 4 + steps, 2
     part.start(run)
-    run.emit(TrainingMean(4, 1.5, 0.25, 0.125, 0.0625, 10.0, 0.0, 0.01))
+    for step in (3, 4):
+        run.emit(TrainingMean(step, 1.5, 0.25, 0.125, 0.0625, 10.0, 0.0, 0.01))
     assert capsys.readouterr().err.endswith(f"10.0 images/s  {left} left\n")
 
 
@@ -358,16 +363,46 @@ def test_of_the_step_that_compiles_no_time_is_derived(capsys):
     part = Terminal()
     run = a_run(part)
     run.placement = types.SimpleNamespace(describe=str)
-    run.step = 7
+    run.step = 7  # It resumes: the first mean is of two steps, one of which compiles.
     part.start(run)
-    for step in (8, 9):
+    for step in (10, 20, 30):
         run.emit(TrainingMean(step, 1.5, 0.25, 0.125, 0.0625, 10.0, 0.0, 0.01))
     lines = capsys.readouterr().err.splitlines()[1:]
-    assert ["left" in line for line in lines] == [False, True]
+    assert ["left" in line for line in lines] == [False, True, True]
 
 
-@pytest.mark.parametrize("columns", [40, 80, 120, 200])
-def test_on_a_terminal_the_bar_is_a_bar_and_no_number_is_cut(columns, monkeypatch):
+@pytest.mark.parametrize(
+    "number,finished,left",
+    # The first run: 60 steps of 6 s are left, and of two more runs 100 steps of 5 s.
+    [(1, (), "6:00 left  study 22:40 left"),
+     # 300 s and 400 s for a run each, and 200 s for 0.4 of a run: 375 s a run.
+     (2, (300.0,), "6:00 left  study 11:57 left"),
+     (3, (300.0, 400.0), "6:00 left  study 6:00 left"),
+     # A run that failed is not among the finished ones.
+     (2, (), "6:00 left  study 14:20 left")],
+)  # fmt: skip
+def test_the_time_left_of_a_study_counts_finished_runs_and_these_steps(
+    number, finished, left, capsys, monkeypatch
+):
+    part = Terminal(Series("lrn-off seed 1", number, 3, finished))
+    run = a_run(part, batch_size=12)
+    run.placement = types.SimpleNamespace(describe=str)
+    clock = iter([1000.0, 1200.0])  # Step 1, after a long compilation, and step 40.
+    monkeypatch.setattr(terminals.time, "monotonic", lambda: next(clock))
+    part.start(run)
+    for step in (0, 40):
+        run.emit(TrainingMean(step, 1.5, 0.25, 0.125, 0.0625, 2.0, 0.0, 0.01))
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert [line.partition("  ")[0] for line in lines] == [f"run {number}/3 lrn-off seed 1"] * 2
+    assert "left" not in lines[0] and lines[1].endswith(f"2.0 images/s  {left}")
+
+
+LABEL = "run 103/112 lrn-off seed 1"
+
+
+@pytest.mark.parametrize("series", [None, Series("lrn-off seed 1", 103, 112, (45_000.0,))])
+@pytest.mark.parametrize("columns", [40, 80, 100, 120, 200])
+def test_on_a_terminal_the_bar_is_a_bar_and_no_number_is_cut(columns, series, monkeypatch):
     screen, keyboard = pty.openpty()
     fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     recorded: list[bytes] = []
@@ -381,7 +416,7 @@ def test_on_a_terminal_the_bar_is_a_bar_and_no_number_is_cut(columns, monkeypatc
     reader.start()
     with os.fdopen(keyboard, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
-        part = Terminal()
+        part = Terminal(series)
         run = a_run(part, batch_size=128)
         run.placement = types.SimpleNamespace(describe=lambda: "vmap")
         run.num_steps, run.step = 2220, 0
@@ -397,13 +432,24 @@ def test_on_a_terminal_the_bar_is_a_bar_and_no_number_is_cut(columns, monkeypatc
     assert len(drawn) >= 4 and all(len(line) <= columns for line in drawn)
     parts = ["loss 0.6543", "top-1 error 0.211", "1234.6 images/s", "epoch 29.88"]
     for line in drawn:
-        bar = re.search(r"% \|(.*)\| step (\d+)/2220(?:, (.*))?$", line.rstrip())
-        assert bar and len(bar[1]) >= 10, line
-        shown = bar[3].split(", ") if bar[3] else []
-        shown = [part for part in shown if not re.fullmatch(r"\d+:\d\d left", part)]
-        assert shown == parts[: len(shown)]  # each whole
+        bar = re.fullmatch(r"(.*?) *\d+ % \|(.*)\| step (\d+)/2220(?:, (.*))?", line.rstrip())
+        assert bar and len(bar[2]) >= 10, line
+        assert bar[1] == ({40: "", 80: "run 103/112"}.get(columns, LABEL) if series else "")
+        shown = bar[4].split(", ") if bar[4] else []
+        times = [part for part in shown if part.endswith(" left")]
+        assert shown == times + parts[: len(shown) - len(times)]  # each whole
+        if bar[3] == "1980" and columns > 40:
+            pattern = r"\d:\d\d left" + bool(series) * r", study 59:\d\d:\d\d left"
+            assert re.fullmatch(pattern, ", ".join(times))
     full = [len(line.split(", ")) for line in drawn if "1980/2220" in line]
-    assert max(full) == {40: 1, 80: 4, 120: 6, 200: 6}[columns]
+    assert (
+        max(full)
+        == (
+            {40: 1, 80: 3, 100: 3, 120: 4, 200: 7}
+            if series
+            else {40: 1, 80: 4, 100: 5, 120: 6, 200: 6}
+        )[columns]
+    )
 
 
 def test_a_slow_step_is_shown_once_with_its_stacks(tmp_path, capsys):

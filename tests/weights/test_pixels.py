@@ -73,17 +73,30 @@ def test_the_graph_resizes_as_the_pipeline_does(resize, shrink):
     for image, got in zip(images, crops(to_graph(found, True), images), strict=True):
         expected = square(image)[5:37, 5:37].astype(float)
         difference = np.abs(got - expected)
-        assert difference.max() <= 1 and (difference > 0).mean() < 0.02, image.shape
+        assert difference.max() <= 1 and (difference > 0).mean() < 0.003, image.shape
     np.testing.assert_array_equal(
         crops(to_graph(found, True), images[:1])[0], images[0][5:37, 5:37]
     )
+
+
+def test_enlarged_far_from_the_corner_pixels_are_the_same():
+    """The place of a pixel is rounded as TensorFlow rounds it: otherwise 128 values differ."""
+    config = changed(data__image_size=256, data__crop_size=224)
+    _, found = network(config)
+    images = [PHOTOS[0][:190, :width] for width in (250, 350, 400, 427)]
+    square = decode.resizer(config.data)
+    wrong = [
+        (got != square(image)[16:240, 16:240]).sum()
+        for image, got in zip(images, crops(to_graph(found, True), images), strict=True)
+    ]
+    assert sum(wrong) < 10
 
 
 def answers(names, probabilities):
     return [[names[i] for i in np.argsort(-row, kind="stable")[:5]] for row in probabilities]
 
 
-def compared(column, folder, paths, pixels, atol):
+def compared(column, folder, paths, pixels):
     """`predict` of files, beside both graphs in onnxruntime."""
     net = trained.of_column(column)
     expected = net.predict([str(path) for path in paths])
@@ -97,14 +110,9 @@ def compared(column, folder, paths, pixels, atol):
     names = json.loads(runs.get_modelmeta().custom_metadata_map["classes"])
     assert len(paths) == 24 and np.ptp(expected.probabilities, axis=0).max() > 0.1
     np.testing.assert_allclose(plain, expected.probabilities, atol=1e-4)
-    np.testing.assert_allclose(raw, expected.probabilities, atol=atol)
+    np.testing.assert_allclose(raw, expected.probabilities, atol=1e-4)
     wanted = [[name for name, _ in best] for best in expected]
     assert answers(names, plain) == wanted and answers(names, raw) == wanted
-    print(
-        "LARGEST",
-        np.abs(raw - expected.probabilities).max(),
-        np.abs(plain - expected.probabilities).max(),
-    )
 
 
 def saved(folder, images):
@@ -117,13 +125,13 @@ def saved(folder, images):
 def test_24_photographs_have_the_same_answers(narrow, tmp_path):
     """The files are lossless, and their short side is that of the run: nothing is resized."""
     pixels = cuts(24, lambda rng: (256, int(rng.integers(256, 400))))
-    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels, 1e-4)
+    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels)
 
 
 def test_24_photographs_of_any_size_have_the_same_answers(narrow, tmp_path):
-    """Half of them are enlarged. In 1 of 1,000 pixels one grey level is another: 1.4e-4 here."""
+    """Half of them are enlarged, with the very numbers that TensorFlow computes with."""
     pixels = cuts(24, lambda rng: tuple(rng.integers(180, 428, 2)))
-    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels, 5e-4)
+    compared(narrow, tmp_path, saved(tmp_path, pixels), pixels)
 
 
 @needs_data
@@ -134,7 +142,7 @@ def test_24_photographs_in_jpeg_have_the_same_answers(narrow, tmp_path):
     for path, content in zip(paths, encoded, strict=True):
         path.write_bytes(content)
     pixels = [decode.decode(content).numpy() for content in encoded]
-    compared(narrow, tmp_path, paths, pixels, 1e-4)
+    compared(narrow, tmp_path, paths, pixels)
 
 
 def test_an_alpha_is_dropped_and_a_batch_has_one_size(narrow):

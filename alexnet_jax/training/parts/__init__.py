@@ -13,7 +13,7 @@ from alexnet_jax.training.parts.terminal import Terminal
 from alexnet_jax.training.parts.viewers import open_viewers
 from alexnet_jax.training.parts.warn import Warnings
 from alexnet_jax.training.parts.watchdog import Watchdog
-from alexnet_jax.training.run import Part
+from alexnet_jax.training.run import Part, Series
 from alexnet_jax.training.workdir import Writer
 
 
@@ -22,6 +22,7 @@ def parts(
     profile: tuple[int, int] | None,
     writer: Writer,
     checkpoints: Checkpoints,
+    series: Series | None = None,
 ) -> list[Part]:
     """Returns all parts of a run: each sees steps and events before the parts that follow it.
 
@@ -30,13 +31,14 @@ def parts(
       profile: the first and the last step to trace.
       writer: holds the lock of the workdir.
       checkpoints: the checkpoints of the run.
+      series: the runs of which it is one, if there are several.
     """
     shown = open_viewers(config)
     return [
         Watchdog(config.warn_slow_step_after_seconds),
         Profile(profile),
         Log(),  # Before other listeners: an event that they emit in response comes after its cause.
-        Terminal(),
+        Terminal(series),
         *shown,
         Warnings(config),
         StepMetrics(config),

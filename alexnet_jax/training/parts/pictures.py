@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax import parallel
 from alexnet_jax.data import pipeline
-from alexnet_jax.data.classes import five_best
+from alexnet_jax.data.classes import five_best, words
 from alexnet_jax.errors import UsageError
 from alexnet_jax.training import evaluate
 from alexnet_jax.training.parts.viewers import Viewer
@@ -37,7 +37,7 @@ class Pictures(Part):
         if not self._viewers:
             return
         source = run.sources[self._config.evaluate.splits[-1]]
-        self._names = source.class_names
+        self._names = words(source.class_names)
         count = min(SAMPLES, source.num_examples)
         indices = np.sort(np.random.default_rng(0).permutation(source.num_examples)[:count])
         try:

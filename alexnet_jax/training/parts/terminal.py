@@ -4,24 +4,33 @@ import contextlib
 import os
 import shutil
 import sys
+import time
 
 import jax
 import tqdm
 
 from alexnet_jax.training.events import Evaluation, Event, NotFinite, TrainingMean, Warned
-from alexnet_jax.training.run import Part, Run
+from alexnet_jax.training.run import Part, Run, Series
 
-_BAR = "{percentage:3.0f} % |{bar}| step {n_fmt}/{total_fmt}{postfix}"
-_CELLS = 12
+_BAR = "{desc}{percentage:3.0f} % |{bar}| step {n_fmt}/{total_fmt}{postfix}"
+_CELLS = 10
 """Fewest columns of the bar; what does not fit beside it is left out as a whole."""
+_TIMES = "1:00:00 left, study 10:00:00 left"
+"""What there must be room for, if the name of a run of a study is to be shown."""
 
 
 class Terminal(Part):
     """Shows a progress bar, or lines of the same content if there is no terminal.
 
-    Of several processes, the first shows everything. The time left is that of the latest steps; of
-    the first step, which waits for the compiler, none is derived.
+    Of several processes, the first shows everything. The time left is that of the latest steps. No
+    time is derived from the first mean, whose first step waits for the compiler. Of a study, the
+    runs that follow take as long as the finished ones and the steps of this one did on average.
     """
+
+    def __init__(self, series: Series | None = None):
+        """Prepares a run, or one of a series."""
+        self._series = series
+        self._first: tuple[int, float] | None = None
 
     def start(self, run: Run) -> None:
         """Says what is run and draws the bar."""
@@ -33,8 +42,8 @@ class Terminal(Part):
             bar_format=_BAR,
             dynamic_ncols=True,
             disable=self._plain or not self._speaks,
+            desc=self._label(run),
         )
-        self._first = run.step + 1
         source = run.sources["train"]
         self.say(
             f"{run.placement.describe()}; {source.name}: {source.num_examples} training "
@@ -70,33 +79,55 @@ class Terminal(Part):
     def _show(self, run: Run, event: TrainingMean) -> None:
         if not self._speaks:
             return
+        left = [f"{what}{duration(seconds)} left" for what, seconds in self._left(run, event)]
         epoch, loss = f"epoch {event.epoch:.2f}", f"loss {event.loss:.4f}"
         error, speed = (
             f"top-1 error {event.top1_error:.3f}",
             f"{event.images_per_second:.1f} images/s",
         )
-        seconds = (run.num_steps - event.step) * run.config.batch_size / event.images_per_second
-        left = [] if event.step == self._first else [f"{duration(seconds)} left"]
         if self._plain:
+            label = [self._labels()[0]] if self._series else []
             parts = [f"step {event.step}/{run.num_steps}", epoch, loss, error, speed, *left]
-            print("  ".join(parts), file=sys.stderr, flush=True)
+            print("  ".join([*label, *parts]), file=sys.stderr, flush=True)
         else:
-            self._bar.set_postfix_str(self._fitting([*left, loss, error, speed, epoch]), False)
+            label = self._label(run)
+            room = self._room(run) - len(label)
+            self._bar.set_description_str(label, False)
+            self._bar.set_postfix_str(_fitting([*left, loss, error, speed, epoch], room), False)
 
-    def _fitting(self, parts: list[str]) -> str:
-        """As many of these, the most important first, as leave room for the bar."""
+    def _left(self, run: Run, event: TrainingMean) -> list[tuple[str, float]]:
+        """The seconds left of the run and, if it is one of several, of all of them."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = event.step, now
+            return []
+        seconds = (run.num_steps - event.step) * run.config.batch_size / event.images_per_second
+        if (series := self._series) is None:
+            return [("", seconds)]
+        first, since = self._first
+        done = len(series.seconds) + (event.step - first) / run.num_steps
+        spent = sum(series.seconds) + now - since
+        following = series.count - series.number
+        return [("", seconds), ("study ", seconds + following * spent / done)]
+
+    def _labels(self) -> list[str]:
+        """What the run is called among several: in full, and by its number alone."""
+        if (series := self._series) is None:
+            return []
+        number = f"run {series.number}/{series.count}"
+        return [f"{number} {series.name}", number]
+
+    def _label(self, run: Run) -> str:
+        """The longest that leaves room for the times."""
+        room = self._room(run) - len(_TIMES)
+        return next((f"{x} " for x in self._labels() if len(x) < room), "")
+
+    def _room(self, run: Run) -> int:
+        """The columns beside the shortest bar and the steps."""
         columns = shutil.get_terminal_size().columns
         with contextlib.suppress(OSError, ValueError):  # a terminal other than standard output
             columns = os.get_terminal_size(sys.stderr.fileno()).columns
-        total = self._bar.total
-        room = columns - len(f"100 % || step {total}/{total}") - _CELLS
-        text = ""
-        for part in parts:
-            longer = f"{text}, {part}" if text else part
-            if len(longer) + len(", ") > room:
-                break
-            text = longer
-        return text
+        return columns - len(f"100 % || step {run.num_steps}/{run.num_steps}, ") - _CELLS
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -115,3 +146,14 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02d}"
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _fitting(parts: list[str], room: int) -> str:
+    """As many of these, the most important first, as fit into the columns."""
+    text = ""
+    for part in parts:
+        longer = f"{text}, {part}" if text else part
+        if len(longer) > room:
+            break
+        text = longer
+    return text
