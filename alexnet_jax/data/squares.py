@@ -70,38 +70,47 @@ def square(image: np.ndarray, config: ConfigDict) -> np.ndarray:
     if target == sides:
         top, left = corner
         return image[top : top + size, left : left + size]
-    rule = config.shrink if all(np.less_equal(target, sides)) else "triangle"
-    for start, before, after in zip(corner, sides, target, strict=True):
-        places, weights = (x[:, start : start + size] for x in _taps(rule, before, after))
-        image = np.asarray(image, np.float32)
-        scaled = np.zeros((size, *image.shape[1:]), np.float32)
-        for place, weight in zip(places, weights, strict=True):
-            scaled += weight[:, None, None] * image[place]
-        # The other side is first in the next turn, and the first one again after it.
-        image = scaled.swapaxes(0, 1)
+    grows = any(np.greater(target, sides))
+    rule = "triangle" if grows else config.shrink
+    image, pixel = image.astype(np.float32), np.float32(1)
+    # In the order in which TensorFlow adds them up.
+    for side in (0, 1) if rule == "triangle" else (1, 0):
+        places, shares, scale = _taps(rule, sides[side], target[side])
+        pixel, image = pixel * scale, image.swapaxes(0, side)
+        kept = np.zeros((size, *image.shape[1:]), np.float32)
+        for place, share in zip(places, shares, strict=True):
+            window = slice(corner[side], corner[side] + size)
+            kept += share[window, None, None] * image[place[window]]
+        image = kept.swapaxes(0, side)
+    if rule == "area":  # Divided last, as in TensorFlow: sums over areas are often exact.
+        image = image * (1 / pixel)
     return np.rint(image).astype(np.uint8)
 
 
 @functools.lru_cache(64)
-def _taps(rule: str, before: int, after: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `before` pixels contribute to each of `after`, int64 `[taps, after]`, and how much.
+def _taps(rule: str, before: int, after: int) -> tuple[np.ndarray, np.ndarray, np.float32]:
+    """Which old pixels a new one is made of, int64 `[taps, after]`, their shares, and a scale.
 
-    A new pixel covers the old ones from `i * before / after` to `(i + 1) * before / after`. `area`
-    is the share of each old pixel in that, `bilinear` interpolates between the two around its
-    centre, and `triangle` weights all pixels less than its width from its centre, or than one old
-    pixel, by their distance.
+    In the arithmetic of TensorFlow's kernels, float32 with reciprocals where they have them (as in
+    `weights.resize_graph`), since the exact value of a mean is often halfway between two levels.
+    New pixel i covers the old ones from `i * scale` to `(i + 1) * scale`. `area` is the part of
+    each old pixel in that, in units of old pixels; `bilinear` interpolates between the two around
+    its centre, and `triangle` weights all pixels less than its width from its centre, or than one
+    old pixel, by their distance: their shares add up to 1.
     """
-    step, pixels = before / after, np.arange(before)
-    start = np.arange(after)[:, None] * step
+    one, half, old = np.float32(1), np.float32(0.5), np.arange(before, dtype=np.float32)
+    new, ratio = np.arange(after, dtype=np.float32)[:, None], np.float32(after) / np.float32(before)
+    scale = one / ratio if rule == "triangle" else np.float32(before) / np.float32(after)
     if rule == "area":
-        share = np.minimum(start + step, pixels + 1) - np.maximum(start, pixels)
+        share = np.minimum(old + one, (new + one) * scale) - np.maximum(old, new * scale)
     else:
-        wide = max(step, 1) if rule == "triangle" else 1
-        share = 1 - np.abs(start + (step - 1) / 2 - pixels) / wide
+        radius = max(scale, one) if rule == "triangle" else one
+        share = one - np.abs(old + half - (new + half) * scale) * (one / radius)
     share = np.maximum(share, 0)
-    share /= share.sum(1, keepdims=True)
+    if rule != "area":
+        share *= one / share.sum(1, keepdims=True)
     # The pixels of a row are neighbours: the first of them, and as many as any row has. Of those
     # with few, the last ones wrap around to pixels without a share.
     first, most = (share > 0).argmax(1), (share > 0).sum(1).max()
     places = (first + np.arange(most)[:, None]) % before
-    return places, np.take_along_axis(share.T, places, 0).astype(np.float32)
+    return places, np.take_along_axis(share.T, places, 0), scale

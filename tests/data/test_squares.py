@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from alexnet_jax.data.decode import UnreadableImage, decoder
+from alexnet_jax.data.decode import UnreadableImage, decoder, resizer
 from alexnet_jax.data.formats import Unreadable
 from alexnet_jax.data.squares import square, square_of
 from alexnet_jax.errors import UsageError
@@ -61,6 +61,18 @@ def test_a_square_is_what_the_rule_says(size, shrink, weights, resize):
     found = square(image, config(resize=resize, shrink=shrink))
     assert found.dtype == np.uint8
     assert np.abs(found - exact[top : top + 24, left : left + 24]).max() < 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("resize", ["short_side", "stretch"])
+@pytest.mark.parametrize("shrink", ["area", "bilinear", "triangle"])
+def test_squares_round_as_those_of_training(shrink, resize):
+    """Halfway between two grey levels the order of the sums decides, which is TensorFlow's."""
+    asked = config(resize=resize, shrink=shrink, image_size=250)
+    trained, rng, wrong = resizer(asked), np.random.default_rng(0), 0
+    for sides in [(250, 333), (240, 210), (150, 400), (333, 500), (60, 90)]:
+        image = rng.integers(0, 256, (*sides, 3), np.uint8)
+        wrong += (square(image, asked) != trained(image)).sum()
+    assert wrong <= 3  # of 937,500
 
 
 def test_a_rule_that_does_not_exist_is_refused():
