@@ -14,23 +14,46 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from alexnet_jax.model.derivatives import custom_vjp
+from alexnet_jax.model.derivatives import by_platform, custom_vjp
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def _unrolled(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fn`, which under `vmap` runs once per batch element instead of as one batched operation."""
+def _unrolled(fn: Callable[..., jax.Array], side_by_side: bool = False) -> Callable[..., jax.Array]:
+    """`fn`, which under `vmap` runs once per batch element instead of as one batched operation.
+
+    With `side_by_side` it runs once, with the last axes of its second argument side by side, where
+    the first argument is the same for all elements.
+    """
     mapped = jax.custom_batching.custom_vmap(fn)
 
     @mapped.def_vmap
     def rule(axis_size: int, in_batched: Sequence[bool], *args: jax.Array):
+        if side_by_side and list(in_batched) == [False, True]:
+            shared, each = args
+            columns = fn(shared, jnp.concatenate(list(each), -1))
+            return jnp.stack(jnp.split(columns, axis_size, -1)), True
+
         def pick(i: int) -> list[jax.Array]:
             return [x[i] if b else x for x, b in zip(args, in_batched, strict=True)]
 
         return jnp.stack([fn(*pick(i)) for i in range(axis_size)]), True
 
     return mapped
+
+
+def _columns(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """`_unrolled`, for a `fn` whose result has a column for each of its second argument.
+
+    Towers with the same inputs are one convolution on a CPU, which reads these once. A GPU would
+    copy the results.
+    """
+
+    def columns(*args: jax.Array) -> jax.Array:
+        cpu = _unrolled(fn, side_by_side=True)
+        return by_platform(*args, cpu=cpu, default=_unrolled(fn))
+
+    return columns
 
 
 @functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -57,7 +80,7 @@ def conv(
     def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _plain_conv(x, kernel, stride, padding, precision)
 
-    return _unrolled(plain)(x_BxHxWxC, kernel)
+    return _columns(plain)(x_BxHxWxC, kernel)
 
 
 def _plain_conv(x, kernel, stride, padding, precision):
@@ -90,9 +113,10 @@ def _conv_bwd(stride, padding, precision, saved, g):
         def forward(kernel):
             return _plain_conv(x, kernel, stride, padding, precision)
 
-        return jax.linear_transpose(forward, kernel)(g)[0]
+        like = jax.ShapeDtypeStruct((*kernel.shape[:-1], g.shape[-1]), kernel.dtype)
+        return jax.linear_transpose(forward, like)(g)[0]
 
-    return _unrolled(input_gradient)(kernel, g), _unrolled(kernel_gradient)(x, g)
+    return _unrolled(input_gradient)(kernel, g), _columns(kernel_gradient)(x, g)
 
 
 conv.defvjp(_conv_fwd, _conv_bwd)
