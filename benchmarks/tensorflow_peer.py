@@ -68,6 +68,7 @@ def main() -> None:
     """Builds the network and serves it to `run.py`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--xla", action="store_true", help="jit_compile=True")
     args = parser.parse_args()
     generator = np.random.default_rng(0)
     images = generator.normal(0, 60, (args.batch_size, 224, 224, 3)).astype(np.float32)
@@ -76,7 +77,7 @@ def main() -> None:
     w = variables()
     velocity = {name: tf.Variable(tf.zeros_like(value)) for name, value in w.items()}
 
-    @tf.function
+    @tf.function(jit_compile=args.xla)
     def train_step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             logits = network(x, w, training=True)
@@ -88,7 +89,7 @@ def main() -> None:
             w[name].assign_add(velocity[name].assign(new))
         return loss
 
-    @tf.function
+    @tf.function(jit_compile=args.xla)
     def forward_step(x: tf.Tensor) -> tf.Tensor:
         return network(x, w, training=False)
 

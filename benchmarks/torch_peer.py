@@ -1,4 +1,4 @@
-"""The two-tower network and its update in PyTorch: `groups=2`, eager mode, channels last."""
+"""The two-tower network and its update in PyTorch: `groups=2`, channels last, eager or compiled."""
 
 import argparse
 
@@ -30,6 +30,7 @@ def main() -> None:
     """Builds the network and serves it to `run.py`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
     args = parser.parse_args()
     generator = np.random.default_rng(0)
     images = generator.normal(0, 60, (args.batch_size, 3, 224, 224)).astype(np.float32)
@@ -39,20 +40,21 @@ def main() -> None:
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.01)
     net, x = net.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    run = torch.compile(net) if args.compile else net
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4)
 
     def train(steps: int) -> None:
         net.train()
         for _ in range(steps):
             optimizer.zero_grad(set_to_none=True)
-            nn.functional.cross_entropy(net(x), y).backward()
+            nn.functional.cross_entropy(run(x), y).backward()
             optimizer.step()
 
     def forward(steps: int) -> None:
         net.eval()
         with torch.inference_mode():
             for _ in range(steps):
-                net(x)
+                run(x)
 
     about = {"version": torch.__version__, "threads": str(torch.get_num_threads())}
     serve({"train": train, "forward": forward}, about | {"layout": "channels last"})
