@@ -20,8 +20,8 @@ from alexnet_jax import cache
 from alexnet_jax.errors import UsageError
 from alexnet_jax.parallel import agreement
 
-# XLA's YNNPACK convolutions run at a third of the speed of its Eigen ones on x86 CPUs, and slower
-# still for weight gradients; see benchmarks/NOTES.md.
+# On x86 CPUs the gradients of kernels take XLA's YNNPACK convolutions two to five times as long as
+# its Eigen ones, and on some of them all convolutions do; see benchmarks/NOTES.md.
 _FAST_CPU_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _KNOWN_IN = ("0.10.1", "0.12.0.1")
 """Versions of jaxlib that know this flag, those of requirements.txt: XLA ends the process at a flag
