@@ -39,8 +39,8 @@ def test_every_product_has_the_precision_of_the_config(name, precision):
     config.model.layers.fc6.exchange = "partial_sums"
     convolutions, dots = precisions(lower_step(config, placement_of(name)).as_text())
     # Of five layers: forward, gradient of the kernel, and, but for the images', of the input. Under
-    # vmap each tower convolves by itself, but for the images, which are the same for all; its
-    # matrix products are batched.
+    # vmap each tower convolves by itself, but for the inputs of conv3, which are the same for all;
+    # its matrix products are batched.
     assert len(convolutions) == ((5 + 5 + 4) * 2 - 2 if name == "vmap" else 5 + 5 + 4)
     assert len(dots) == 3 + 3 + 3
     assert {*convolutions, *dots} == {(precision.upper(),) * 2}

@@ -37,14 +37,14 @@ def products(config, name):
 @pytest.mark.parametrize("name", ["vmap", "pmap"])
 def test_the_compiled_step_multiplies_less(name):
     towers = 2 if name == "vmap" else 1
-    # Under vmap conv1, whose images all towers share, is one product, and its gradient another.
+    # Under vmap conv3, whose inputs all towers share, is one product, and its kernel's gradient.
     shared = towers - 1
     assert products(frozen(), name) == (14 * towers - 2 * shared, 9)
     # Forward passes alone; of fc6's products the gradient of its inputs is not needed.
     assert products(frozen(*CONVOLUTIONS), name) == (5 * towers - shared, 8)
     # A frozen layer between trained ones passes the gradient on.
-    assert products(frozen("conv3", "fc7"), name) == (13 * towers - 2 * shared, 8)
-    assert products(frozen("conv1"), name) == (12 * towers - shared, 9)
+    assert products(frozen("conv3", "fc7"), name) == (13 * towers - shared, 8)
+    assert products(frozen("conv1"), name) == (12 * towers - 2 * shared, 9)
 
 
 def batch_of(config):
