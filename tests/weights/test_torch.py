@@ -1,5 +1,6 @@
 """Exported PyTorch modules in PyTorch, which `make test-torch` installs beside the project."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from PIL import Image
 from alexnet_jax.data import decode
 from alexnet_jax.training import origin as trained
 from alexnet_jax.weights.files import write
-from tests.test_docs import python_of
 from tests.weights.test_pixels import PHOTOS, answers, cuts, narrow, saved
 from tests.weights.test_torch_module import NETWORKS, column_of
 from tests.weights.test_weights import ours
@@ -110,7 +110,9 @@ def test_the_example_of_the_page_runs_as_it_stands(tmp_path):
     net = trained.of_column(column_of("article"))
     net.save(tmp_path / "mine.py")
     Image.fromarray(PHOTOS[0][:32, :40]).save(tmp_path / "photo.png")  # Nothing is rounded.
-    code = python_of("pytorch.md").replace("photo.jpg", "photo.png")
+    page = (ROOT / "docs" / "pytorch.md").read_text()
+    (code, _) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)  # Then the way back.
+    code = code.replace("photo.jpg", "photo.png")
     ran = subprocess.run(
         [PYTHON, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
