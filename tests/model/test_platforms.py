@@ -221,6 +221,8 @@ def test_a_step_for_a_cpu_has_its_forms_alone(preset):
 @pytest.mark.parametrize("preset", ["source", "caffe"])
 def test_a_step_with_what_gpus_run_equals_that_of_a_cpu(preset, every_platform, monkeypatch):
     config = tiny(preset)
+    # At the rate of the preset the loss of these weights explodes, and rounding with it.
+    config.optimizer.learning_rate = 1e-5
     crop = config.data.crop_size
 
     def two_steps():
