@@ -28,7 +28,7 @@ def walk(reader, folder):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),  # as if the package were installed
     }
-    environment.pop("XLA_FLAGS")  # as for a reader: the program asks for two devices
+    environment.pop("XLA_FLAGS", None)  # as for a reader: the program asks for two devices
     written = []
     for info, block in re.findall(r"^```([^\n]*)\n(.*?)^```$", section, re.M | re.S):
         if info:

@@ -1,7 +1,8 @@
 """Formats of image files: the sizes that their headers claim, and which library decodes them.
 
-TensorFlow decodes JPEG and PNG, and Pillow the others, which TensorFlow does not read or reads
-otherwise: the palette of a BMP as grey levels, a GIF with all its frames.
+For a data set TensorFlow decodes JPEG and PNG (`data.decode`), and Pillow the others, which
+TensorFlow does not read or reads otherwise: the palette of a BMP as grey levels, a GIF with all its
+frames. Of single files `data.squares` makes the same pixels without TensorFlow.
 """
 
 import io

@@ -43,10 +43,11 @@ def _unrolled(fn: Callable[..., jax.Array], side_by_side: bool = False) -> Calla
 
 
 def _columns(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`_unrolled`, for a `fn` whose result has a column for each of its second argument.
+    """`_unrolled`; on a CPU one call for all towers that have the same first argument.
 
-    Towers with the same inputs are one convolution on a CPU, which reads these once. A GPU would
-    copy the results.
+    Along the last axis, each entry of the result depends on one entry of the second argument alone
+    (kernels in, maps out), so that those of all towers can lie side by side. The inputs are then
+    read once. A GPU would copy the results.
     """
 
     def columns(*args: jax.Array) -> jax.Array:
