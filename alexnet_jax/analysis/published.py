@@ -45,7 +45,7 @@ REPORTED = (
     Reported(_CONVNET, _CIFAR10, "11pct", 9, 11.0),
 )
 
-_NUMERICS = ("compute_dtype", "precision")
+_NUMERICS = ("compute_dtype", "precision", "winograd")
 """Fields of a model that do not make it another network."""
 
 

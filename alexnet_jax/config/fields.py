@@ -289,6 +289,12 @@ FIELDS: dict[str, Field] = {
         "have it, three bfloat16 passes on TPU; default: the same on GPU, one pass on TPU.",
         choices=("highest", "high", "default"), since="0.2.0", before="default",
     ),
+    "model.winograd": Field(
+        True,
+        "Whether convolutions on CPU are computed by Winograd's algorithm where that is faster: "
+        "with fewer products, and rounding errors that are several times as large.",
+        since="0.2.0", resume="free",
+    ),
     "model.layer_order": Field((), "Names of the layers, first to last.", items=str),
     "data.source": Field(
         "tfds:imagenet2012",

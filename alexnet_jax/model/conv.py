@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from alexnet_jax.model import winograd
 from alexnet_jax.model.derivatives import by_platform, custom_vjp
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -42,28 +43,38 @@ def _unrolled(fn: Callable[..., jax.Array], side_by_side: bool = False) -> Calla
     return mapped
 
 
-def _columns(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`_unrolled`; on a CPU one call for all towers that have the same first argument.
+def _per_tower(
+    direct: Callable[..., jax.Array],
+    fast: Callable[..., jax.Array | None] | None,
+    side_by_side: bool = True,
+) -> Callable[..., jax.Array]:
+    """`direct` for each tower; on a CPU `fast`, where that has a result.
 
-    Along the last axis, each entry of the result depends on one entry of the second argument alone
-    (kernels in, maps out), so that those of all towers can lie side by side. The inputs are then
+    On a CPU it is one call for all towers that have the same first argument, if `side_by_side`:
+    along the last axis, each entry of the result then depends on one entry of the second argument
+    alone (kernels in, maps out), so that those of all towers can lie side by side. The inputs are
     read once. A GPU would copy the results.
     """
 
-    def columns(*args: jax.Array) -> jax.Array:
-        cpu = _unrolled(fn, side_by_side=True)
-        return by_platform(*args, cpu=cpu, default=_unrolled(fn))
+    def on_cpu(*args: jax.Array) -> jax.Array:
+        result = fast(*args) if fast else None
+        return direct(*args) if result is None else result
 
-    return columns
+    def per_tower(*args: jax.Array) -> jax.Array:
+        cpu = _unrolled(on_cpu, side_by_side)
+        return by_platform(*args, cpu=cpu, default=_unrolled(direct))
+
+    return per_tower
 
 
-@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4))
+@functools.partial(custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def conv(
     x_BxHxWxC: jax.Array,
     kernel: jax.Array,
     stride: int,
     padding: tuple[int, int],
     precision: lax.PrecisionLike = "highest",
+    fast: bool = True,
 ) -> jax.Array:
     """2-D convolution (cross-correlation), NHWC by HWIO.
 
@@ -73,15 +84,19 @@ def conv(
       stride: pixels between two applications, in both directions.
       padding: zeros added before and after, in both directions.
       precision: of float32 products, forward and backward; see `config.model.precision`.
+      fast: whether `winograd` may compute it on a CPU; see `config.model.winograd`.
 
     Returns:
       `[B, H', W', K]` with `H' = floor((H + sum(padding) - h) / stride) + 1`.
     """
 
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return _plain_conv(x, kernel, stride, padding, precision)
 
-    return _columns(plain)(x_BxHxWxC, kernel)
+    def by_winograd(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
+        return winograd.conv(x, kernel, stride, padding)
+
+    return _per_tower(direct, by_winograd if fast else None)(x_BxHxWxC, kernel)
 
 
 def _plain_conv(x, kernel, stride, padding, precision):
@@ -95,11 +110,11 @@ def _plain_conv(x, kernel, stride, padding, precision):
     )
 
 
-def _conv_fwd(x, kernel, stride, padding, precision):
-    return conv(x, kernel, stride, padding, precision), (x, kernel)
+def _conv_fwd(x, kernel, stride, padding, precision, fast):
+    return conv(x, kernel, stride, padding, precision, fast), (x, kernel)
 
 
-def _conv_bwd(stride, padding, precision, saved, g):
+def _conv_bwd(stride, padding, precision, fast, saved, g):
     # The convolution is linear in each argument, so each transpose is exact and needs no forward
     # values. The two are separate calls, so that the unused gradient of the images is dropped.
     x, kernel = saved
@@ -110,6 +125,9 @@ def _conv_bwd(stride, padding, precision, saved, g):
 
         return jax.linear_transpose(forward, x)(g)[0]
 
+    def input_by_winograd(kernel, g):
+        return winograd.input_gradient(kernel, g, stride, padding)
+
     def kernel_gradient(x, g):
         def forward(kernel):
             return _plain_conv(x, kernel, stride, padding, precision)
@@ -117,7 +135,12 @@ def _conv_bwd(stride, padding, precision, saved, g):
         like = jax.ShapeDtypeStruct((*kernel.shape[:-1], g.shape[-1]), kernel.dtype)
         return jax.linear_transpose(forward, like)(g)[0]
 
-    return _unrolled(input_gradient)(kernel, g), _columns(kernel_gradient)(x, g)
+    def kernel_by_winograd(x, g):
+        return winograd.kernel_gradient(x, g, kernel.shape[:2], stride, padding)
+
+    images = _per_tower(input_gradient, input_by_winograd if fast else None, side_by_side=False)
+    kernels = _per_tower(kernel_gradient, kernel_by_winograd if fast else None)
+    return images(kernel, g), kernels(x, g)
 
 
 conv.defvjp(_conv_fwd, _conv_bwd)

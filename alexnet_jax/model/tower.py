@@ -43,12 +43,14 @@ class Tower(nn.Module):
       towers: number of towers.
       compute_dtype: type of activations and products.
       precision: of float32 products; see `config.model.precision`.
+      winograd: how convolutions are computed; see `config.model.winograd`.
     """
 
     layers: tuple[Layer, ...]
     towers: int
     compute_dtype: jnp.dtype
     precision: str
+    winograd: bool
 
     @property
     def has_statistics(self) -> bool:
@@ -86,9 +88,10 @@ class Tower(nn.Module):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
             # The name is also that of a scope, which says where an exchange of the compiled program
             # belongs; see `parallel.exchange`.
-            x = _Layer(layer, number, self.towers, self.precision, name=layer.name)(
-                x, key, index_B, sum_over_data, layer.name in frozen
+            apply = _Layer(
+                layer, number, self.towers, self.precision, self.winograd, name=layer.name
             )
+            x = apply(x, key, index_B, sum_over_data, layer.name in frozen)
             self.sow("intermediates", f"{layer.name}_out", x)
         return x
 
@@ -100,6 +103,7 @@ class _Layer(nn.Module):
     number: int
     towers: int
     precision: str
+    winograd: bool
 
     @nn.compact
     def __call__(
@@ -160,7 +164,7 @@ class _Layer(nn.Module):
         bias = self.param("bias", zeros, bias_shape)
         y: jax.Array
         if layer.kind == "conv":
-            y = conv.conv(x, kernel, layer.stride, layer.padding, self.precision)
+            y = conv.conv(x, kernel, layer.stride, layer.padding, self.precision, self.winograd)
         elif layer.kind == "local":
             y = conv.locally_connected(x, kernel, layer.kernel, layer.padding, self.precision)
         elif layer.last:
@@ -204,6 +208,7 @@ def build_tower(model: ConfigDict) -> Tower:
         towers=model.towers,
         compute_dtype=jnp.dtype(model.compute_dtype),
         precision=model.precision,
+        winograd=model.winograd,
     )
 
 
