@@ -100,3 +100,51 @@ def test_without_a_home_folder_figures_are_drawn_and_images_read(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(str(tmp_path / "alexnet_jax-"))
     assert done.stdout.endswith("\nNone\n") and not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "granted,given,expected",
+    [
+        ("always [madvise] never", None, "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.check=0", "glibc.malloc.check=0"),
+        ("[always] madvise never", None, "None"),
+        (None, None, "None"),  # not Linux
+    ],
+)
+def test_huge_pages_are_asked_for_by_starting_anew(granted, given, expected, tmp_path):
+    """In the same process, with the same arguments, once."""
+    setting = tmp_path / "enabled"
+    if granted:
+        setting.write_text(granted)
+    code = (
+        "import os, pathlib, sys; from alexnet_jax.cli import process\n"
+        "process._HUGE_PAGES = pathlib.Path(sys.argv[1])\n"
+        "process.use_huge_pages()\n"
+        "print(os.getpid(), os.environ.get('GLIBC_TUNABLES'), *sys.argv[2:])"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    env |= {"PYTHONPATH": str(ROOT)} | ({"GLIBC_TUNABLES": given} if given else {})
+    command = [sys.executable, "-c", code, str(setting), "a word", "--flag=x"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as child:
+        out, _ = child.communicate()
+    assert out == f"{child.pid} {expected} a word --flag=x\n"
+
+
+def test_a_program_that_calls_the_command_goes_on(tmp_path):
+    setting = tmp_path / "enabled"
+    setting.write_text("always [madvise] never")
+    code = (
+        "import os, pathlib, sys; from alexnet_jax import __main__; "
+        "from alexnet_jax.cli import process\n"
+        "print('started', flush=True)\n"
+        f"process._HUGE_PAGES = pathlib.Path({str(setting)!r})\n"
+        "code = __main__.main(['fields', '--group=seed'])\n"
+        "print(code, os.environ.get('GLIBC_TUNABLES'))"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0] == "started" and lines.count("started") == 1 and lines[-1] == "0 None"

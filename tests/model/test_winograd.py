@@ -43,9 +43,7 @@ def test_the_matrices_compute_a_correlation(tile, size):
 
 
 @pytest.mark.parametrize("images,shape,stride,padding", CASES)
-def test_values_and_gradients_are_those_of_direct_sums(
-    images, shape, stride, padding, monkeypatch
-):
+def test_values_and_gradients_are_those_of_direct_sums(images, shape, stride, padding, monkeypatch):
     """In float64 the two would agree to 1e-14; the bound is that of the rounding in float32."""
     monkeypatch.setattr(winograd, "_CHUNK_BYTES", 4e6)  # two chunks or more
     x, kernel = drawn(*images).astype(np.float32), drawn(*shape, seed=1).astype(np.float32)
