@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config.table import Layer, conv_size, read_layers
 from alexnet_jax.model import collectives, conv, dense, derivatives
+from alexnet_jax.model.memory import stored
 from alexnet_jax.model.operation import Operation, Site
 
 STAGES = "stages"
@@ -92,7 +93,10 @@ class Tower(nn.Module):
                 layer, number, self.towers, self.precision, self.winograd, name=layer.name
             )
             x = apply(x, key, index_B, sum_over_data, layer.name in frozen)
-            self.sow("intermediates", f"{layer.name}_out", x)
+            if self.is_mutable_collection("intermediates"):
+                # Stored, or XLA would compute it for the next layer and once more for the reader.
+                x = stored(x)
+                self.sow("intermediates", f"{layer.name}_out", x)
         return x
 
 
