@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--source", default="tfds:imagenet2012")
     parser.add_argument("--prepared", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5, help="training steps per measurement")
+    parser.add_argument("--steps", type=int, default=20, help="training steps per measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     config = presets.get("paper")

@@ -198,6 +198,7 @@ def _batches(
         seed=config.seed,
         batch_size=config.batch_size,
         part=placement.batch_part,
+        gives_way=placement.on_cpu,
     )
 
 

@@ -5,10 +5,13 @@ cached arrays. `tf.data` runs over the numbers of batches: each is read as squar
 makes, and cropped. Resuming means to start counting elsewhere.
 """
 
+import contextlib
 import functools
+import os
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from ml_collections import ConfigDict
 from alexnet_jax.config.fields import FIELDS
 from alexnet_jax.data import augment
 from alexnet_jax.data.protocol import Reader, Source
-from alexnet_jax.data.tensorflow_cpu import import_tensorflow
+from alexnet_jax.data.tensorflow_cpu import compute_threads, import_tensorflow
 from alexnet_jax.errors import UsageError
 
 Batch = dict[str, np.ndarray]
@@ -64,6 +67,7 @@ def train_batches(
     start_step: int = 0,
     part: tuple[int, int] = (0, 1),
     unreadable: Unreadable | None = None,
+    gives_way: bool = False,
 ) -> Iterator[Batch]:
     """Yields random crops without end, one batch per step.
 
@@ -78,6 +82,8 @@ def train_batches(
       part: which part of each batch to read, counted from 0, and the number of equal parts.
       unreadable: the images known to be unreadable; those found are added. Each is replaced by the
         next readable one in the epoch's order, up to `config.max_unreadable` images.
+      gives_way: whether the threads that make batches have the lowest priority, as they should
+        where the same processor computes the steps (on Linux).
 
     Yields:
       `image` uint8 `[b, crop, crop, 3]`, `label` int32 `[b]`, `colour` float32 `[b, 3]` (the shift
@@ -119,7 +125,7 @@ def train_batches(
         return {"image": cut, **rest}
 
     numbers = range(start_step, sys.maxsize)
-    return _stream(source, config, plan, numbers, crop, unreadable)
+    return _stream(source, config, plan, numbers, crop, unreadable, gives_way)
 
 
 def train_indices(seed: int, num_examples: int, batch_size: int, step: int) -> np.ndarray:
@@ -136,6 +142,7 @@ def eval_batches(
     batch_size: int,
     part: tuple[int, int] = (0, 1),
     unreadable: Unreadable | None = None,
+    gives_way: bool = False,
 ) -> Iterator[Batch]:
     """Yields every example once over all parts, in order, uncropped and without augmentation.
 
@@ -148,6 +155,7 @@ def eval_batches(
       batch_size: images per batch, over all processes.
       part: which part of each batch to read, counted from 0, and the number of equal parts.
       unreadable: as in `train_batches`.
+      gives_way: as in `train_batches`.
 
     Yields:
       `image` uint8 `[b, S, S, 3]` with `S = image_size` (crops are cut on the device), `label`
@@ -171,7 +179,7 @@ def eval_batches(
         }
 
     numbers = range(last // batch_size + 1)
-    return _stream(source, config, plan, numbers, dict, unreadable)
+    return _stream(source, config, plan, numbers, dict, unreadable, gives_way)
 
 
 def checked(source: Source, read: Reader) -> Reader:
@@ -228,6 +236,7 @@ def _stream(
     numbers: range,
     finish: Callable[..., Batch],
     unreadable: Unreadable,
+    gives_way: bool,
 ) -> Iterator[Batch]:
     """The batches of `numbers`: planned, read as squares, and finished.
 
@@ -258,7 +267,7 @@ def _stream(
             raise UsageError(f"{source.name}: no image of {source.split} is readable")
         return bool(found)
 
-    running = [_dataset(weakref.ref(make), numbers)]
+    running = [_dataset(weakref.ref(make), numbers, gives_way)]
     batches = _batches(running, make, numbers, note_unreadable)
     # Ends the threads of tf.data when the batches are dropped and, at the latest, as the program
     # exits: a thread that enters Python while the interpreter shuts down never returns, and
@@ -267,8 +276,20 @@ def _stream(
     return batches
 
 
+def _give_way(threads: Iterable[int]) -> None:
+    """Gives threads of this process the lowest priority.
+
+    The parts of a training step wait for each other, so that a core that is taken away from one of
+    them is lost to all. A step that waits for its batch instead leaves all cores to the input.
+    """
+    if sys.platform == "linux":  # Elsewhere priorities belong to processes.
+        for thread in threads:
+            with contextlib.suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, thread, 19)
+
+
 def _dataset(
-    weak_make: weakref.ref[Callable[[int], Batch]], numbers: range
+    weak_make: weakref.ref[Callable[[int], Batch]], numbers: range, gives_way: bool
 ) -> Iterator[tuple[np.ndarray, ...]]:
     """`make` over `numbers` by `tf.data`: whether it worked, and the arrays in their order.
 
@@ -278,6 +299,8 @@ def _dataset(
     tf = import_tensorflow()
 
     def made(number: np.ndarray) -> list[np.ndarray]:
+        if gives_way:
+            _give_way([threading.get_native_id()])
         make = weak_make()
         assert make is not None  # the consumer holds it
         try:
@@ -299,7 +322,10 @@ def _dataset(
         .prefetch(_BATCHES_READY)
         .with_options(options)
     )
-    return dataset.as_numpy_iterator()
+    batches = dataset.as_numpy_iterator()
+    if gives_way:
+        _give_way(compute_threads())
+    return batches
 
 
 def _batches(

@@ -118,7 +118,7 @@ class Placement:
         Returns:
           A function as `jax.jit` returns it.
         """
-        if self.mesh.devices.flat[0].platform == "cpu":
+        if self.on_cpu:
             fn = for_cpu(fn)
         mapped = _MAPS[self.name](fn, inputs, outputs, self.mesh)
         # Results have the shardings that arguments have. An equal but different one, such as pmap's
@@ -130,6 +130,11 @@ class Placement:
             donate_argnums=donate,
             compiler_options=self.compiler_options(),
         )
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are those of a CPU, which also makes the batches."""
+        return self.mesh.devices.flat[0].platform == "cpu"
 
     def compiler_options(self) -> dict[str, str]:
         """Options of XLA for these devices."""

@@ -195,6 +195,7 @@ def evaluate(
         batch_size=batch_size(config, views, placement),
         part=placement.batch_part,
         unreadable=unreadable,
+        gives_way=placement.on_cpu,
     )
     for batch in batches:
         results = eval_step(variables, placement.put_batch(batch))

@@ -288,6 +288,7 @@ def begin(
             start_step=step,
             part=placement.batch_part,
             unreadable=unreadable["train"],
+            gives_way=placement.on_cpu,
         ),
         stop=Stop(),
         state=placement.put_towers(state),
