@@ -9,6 +9,7 @@ prepared once in a temporary folder, or in --prepared.
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -18,7 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from alexnet_jax import parallel
+from alexnet_jax.cli import process
 from alexnet_jax.config import presets
+from benchmarks.run import processor
 
 HERE = Path(__file__).parent
 BARE, DECODING = "bare map, JPEG", "decoding alone, JPEG"
@@ -69,6 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="training steps per measurement")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
+    process.use_huge_pages()  # as the command does
     config = presets.get("paper")
     config.data.source = args.source
     parallel.prepare_host(config)
@@ -102,6 +106,7 @@ def main() -> None:
             for name, (make, batches) in streams.items():
                 speeds[name].append(speed(make(), batches, size))
         result = {
+            "machine": f"{processor()}, {os.cpu_count()} cores",
             "images": source.num_examples,
             "batch_size": size,
             "images_per_second": speeds,
@@ -120,8 +125,9 @@ def main() -> None:
 
 def table(result: dict) -> str:
     """The result as Markdown."""
+    size, machine = result["batch_size"], result["machine"]
     lines = [
-        f"{result['images']} photographs, batch {result['batch_size']}, medians.",
+        f"{result['images']} photographs, batch {size}, {machine}: medians.",
         "",
         "| input alone | images/s | of the bare map |",
         "|---|---|---|",
