@@ -27,7 +27,7 @@ class Steps:
     def __init__(self, clock):
         self.clock, self.calls = clock, []
         self.placement = types.SimpleNamespace(
-            describe=lambda: "vmap", put_batch=lambda batch: batch, batch_part=(0, 1)
+            describe=lambda: "vmap", put_batch=lambda batch: batch, batch_part=(0, 1), on_cpu=True
         )
         self.state, self.fed = 0, []
 
@@ -58,8 +58,8 @@ def steps(clock, monkeypatch):
 def test_speeds_are_images_a_second_of_the_median_round(steps, clock, monkeypatch):
     ahead = iter([0, 8])  # of training from data none; of the input alone eight are ready
 
-    def batches(source, data, *, seed, batch_size, part):
-        assert (source.split, batch_size, part) == ("train", BATCH, (0, 1))
+    def batches(source, data, *, seed, batch_size, part, gives_way):
+        assert (source.split, batch_size, part) == ("train", BATCH, (0, 1)) and gives_way
         ready = next(ahead)
         for number in range(100):
             clock.seconds += 0.25 if number >= ready else 0.0
@@ -87,7 +87,7 @@ def test_of_several_processes_each_feeds_its_part_and_the_slowest_counts(steps, 
     """The speed is that of all: the whole batch by the time of the last of them."""
     parts = []
 
-    def batches(source, data, *, seed, batch_size, part):
+    def batches(source, data, *, seed, batch_size, part, gives_way):
         parts.append((batch_size, part))
         while True:
             clock.seconds += 0.25

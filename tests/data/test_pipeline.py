@@ -390,10 +390,9 @@ assert reading
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=root)
 
 
-@pytest.mark.parametrize("gives_way", [False, True])
-def test_threads_that_make_batches_give_way_where_they_should(gives_way):
+def test_threads_that_make_batches_give_way_where_they_should():
     """Those that read and those that decode, and no other; only Linux has priorities of threads."""
-    program = f"""
+    program = """
 import os, sys, threading
 from pathlib import Path
 from alexnet_jax.data import pipeline
@@ -403,31 +402,26 @@ from tests.support import tiny_config
 def priority(thread):
     return os.getpriority(os.PRIO_PROCESS, thread)
 
-reading = set()
-
 class Watched:
-    def __init__(self, source): self.source = source
+    def __init__(self): self.source, self.reading = open_source("digits", "train"), set()
     def __getattr__(self, name): return getattr(self.source, name)
     def squares(self, config):
         read = self.source.squares(config)
         def watched(indices):
-            reading.add(priority(threading.get_native_id()))
+            self.reading.add(priority(threading.get_native_id()))
             return read(indices)
         return watched
 
-source, config = Watched(open_source("digits", "train")), tiny_config().data
-streams = (
-    pipeline.train_batches(source, config, seed=0, batch_size=64, gives_way={gives_way}),
-    pipeline.eval_batches(source, config, batch_size=64, gives_way={gives_way}),
-)
-expected = 19 if {gives_way} and sys.platform == "linux" else 0
-for stream in streams:
-    reading.clear()
-    next(stream)
-    assert reading == {{expected}}, reading
-threads = [(int(f.parent.name), f.read_text()) for f in Path("/proc/self/task").glob("*/comm")]
-decoding = {{priority(thread) for thread, name in threads if name == "tf_Compute\\n"}}
-assert decoding == ({{expected}} if sys.platform == "linux" else set()), threads
+config = tiny_config().data
+for given in (False, True):
+    expected = 19 if given and sys.platform == "linux" else 0
+    trained, tested = Watched(), Watched()
+    next(pipeline.train_batches(trained, config, seed=0, batch_size=64, gives_way=given))
+    next(pipeline.eval_batches(tested, config, batch_size=64, gives_way=given))
+    assert trained.reading == tested.reading == {expected}, (given, trained.reading, tested.reading)
+    threads = [(int(f.parent.name), f.read_text()) for f in Path("/proc/self/task").glob("*/comm")]
+    decoding = {priority(thread) for thread, name in threads if name == "tf_Compute\\n"}
+    assert decoding == ({expected} if sys.platform == "linux" else set()), (given, threads)
 assert priority(threading.main_thread().native_id) == 0
 """
     root = Path(__file__).parents[2]

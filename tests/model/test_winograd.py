@@ -52,12 +52,16 @@ def test_values_and_gradients_are_those_of_direct_sums(images, shape, stride, pa
         y, back = jax.vjp(functools.partial(direct, stride=stride, padding=padding), *wide)
         g = drawn(*y.shape, seed=2)
         expected = [np.asarray(a) for a in (y, *back(jnp.asarray(g)))]
-    g = g.astype(np.float32)
-    found = [
-        winograd.conv(x, kernel, stride, padding),
-        winograd.input_gradient(kernel, g, stride, padding),
-        winograd.kernel_gradient(x, g, shape[:2], stride, padding),
-    ]
+
+    @jax.jit
+    def all_three(x, kernel, g):
+        return (
+            winograd.conv(x, kernel, stride, padding),
+            winograd.input_gradient(kernel, g, stride, padding),
+            winograd.kernel_gradient(x, g, shape[:2], stride, padding),
+        )
+
+    found = all_three(x, kernel, g.astype(np.float32))
     assert [ours is None for ours in found] == [False, stride > 1, False]
     for ours, theirs in zip(found, expected, strict=True):
         if ours is not None:
@@ -78,8 +82,12 @@ def test_each_tower_has_its_own(shared):
         def one(x, kernel):
             return conv.conv(x, kernel, stride, padding, "highest", fast)
 
-        y, back = jax.vjp(jax.vmap(one, in_axes=axes), x, kernels)
-        return y, *back(jnp.asarray(drawn(*y.shape, seed=2), jnp.float32))
+        @jax.jit
+        def all_three(x, kernels):
+            y, back = jax.vjp(jax.vmap(one, in_axes=axes), x, kernels)
+            return y, *back(jnp.asarray(drawn(*y.shape, seed=2), jnp.float32))
+
+        return all_three(x, kernels)
 
     pairs = list(zip(towers(True), towers(False), strict=True))
     # It is another algorithm, but for the gradient of images where the stride is not 1.

@@ -31,7 +31,7 @@ FREE = {
     "warn_stuck_after_steps", "warn_slow_step_after_seconds", "keep_checkpoints", "imports",
     "tensorboard", "wandb_project", "distributed.enabled", "distributed.coordinator",
     "distributed.process_count", "distributed.process_id", "distributed.start_timeout_seconds",
-    "distributed.lost_after_seconds", "evaluate.batch_size",
+    "distributed.lost_after_seconds", "evaluate.batch_size", "model.winograd",
 }  # fmt: skip
 """Where a run is computed and what is shown of it."""
 ONWARD = {
