@@ -293,7 +293,7 @@ FIELDS: dict[str, Field] = {
         True,
         "Whether convolutions on CPU are computed by Winograd's algorithm where that is faster: "
         "with fewer products, and rounding errors that are several times as large.",
-        since="0.2.0", resume="free",
+        since="0.2.0", before=False, resume="free",
     ),
     "model.layer_order": Field((), "Names of the layers, first to last.", items=str),
     "data.source": Field(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from alexnet_jax.config import presets
+from alexnet_jax.config import completed, presets
 from alexnet_jax.model import conv, winograd
 from alexnet_jax.model.derivatives import for_cpu
 from alexnet_jax.model.tower import build_tower
@@ -142,3 +142,11 @@ def test_the_field_of_the_config_decides(on):
     towers = jax.vmap(for_cpu(run), in_axes=(0, None), axis_name="tower")
     text = str(jax.make_jaxpr(towers)(keys, images))
     assert ("conv_general_dilated" in text, "scan" in text) == (not on, on)
+
+
+def test_runs_from_before_the_field_had_direct_sums():
+    config = presets.get("paper").copy_and_resolve_references()
+    assert config.model.winograd
+    with config.unlocked():
+        del config.model["winograd"]
+    assert not completed(config).model.winograd
