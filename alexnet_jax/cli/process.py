@@ -1,5 +1,6 @@
 """What the command sets up before it imports what takes time: signals, streams, folders."""
 
+import contextlib
 import io
 import os
 import signal
@@ -45,13 +46,11 @@ def use_huge_pages() -> None:
     network on CPU (benchmarks/NOTES.md). glibc reads the setting when a process starts, and no
     later. The user's own GLIBC_TUNABLES win.
     """
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or no program to start: it goes on as it is
         on_request = "[madvise]" in _HUGE_PAGES.read_text()
-    except OSError:  # not Linux
-        return
-    if on_request and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        if on_request and "GLIBC_TUNABLES" not in os.environ:
+            os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _text(raw: io.FileIO, before: Any, buffered: bool) -> io.TextIOWrapper:

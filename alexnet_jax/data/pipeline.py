@@ -284,7 +284,8 @@ def _give_way(threads: Iterable[int]) -> None:
     """
     if sys.platform == "linux":  # Elsewhere priorities belong to processes.
         for thread in threads:
-            with contextlib.suppress(ProcessLookupError):
+            # A thread that has just ended, or a system that forbids it: only speed is lost.
+            with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, thread, 19)
 
 

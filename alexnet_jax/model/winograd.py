@@ -267,6 +267,8 @@ def kernel_gradient(
     return _transposed(lambda kernel: _kernel_blocks(kernel, stride, plan.size), shape, blocks)
 
 
-def _transposed(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], g: jax.Array):
+def _transposed(
+    fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], g: jax.Array
+) -> jax.Array:
     """The gradient of an array of this shape, where `g` is that of its image under linear `fn`."""
     return jax.linear_transpose(fn, jax.ShapeDtypeStruct(shape, g.dtype))(g)[0]
