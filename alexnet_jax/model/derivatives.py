@@ -50,6 +50,11 @@ def for_cpu(fn: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
+def are_for_cpu() -> bool:
+    """Returns whether what is traced is for a CPU alone, by `for_cpu`."""
+    return _for_cpu.get() and not are_plain()
+
+
 def by_platform(*args: Any, default: Callable[..., Any], **platforms: Callable[..., Any]) -> Any:
     """`jax.lax.platform_dependent`, which inside `plain_derivatives` chooses the default.
 

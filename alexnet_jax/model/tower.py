@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from alexnet_jax.config.table import Layer, conv_size, read_layers
 from alexnet_jax.model import collectives, conv, dense, derivatives
-from alexnet_jax.model.memory import stored
+from alexnet_jax.model.memory import in_parts, stored
 from alexnet_jax.model.operation import Operation, Site
 
 STAGES = "stages"
@@ -118,32 +118,53 @@ class _Layer(nn.Module):
         sum_over_data: Callable[[Any], Any],
         frozen: bool,
     ) -> jax.Array:
-        x = self._stage(self._layer(x))
-        for name, op in zip(self.layer.then, self.layer.operations, strict=True):
-            with jax.named_scope(name):
-                statistics = {
-                    part: self.variable("batch_stats", f"{name}.{part}", self._constant(value, x))
-                    for part, value in op.statistics().items()
-                }
-                at = Site(
-                    layer=self.layer.name,
-                    number=self.number,
-                    training=key is not None and not (frozen and statistics),
-                    key=key,
-                    index_B=index_B,
-                    towers=self.towers,
-                    parameters={
-                        part: self.param(f"{name}.{part}", self._constant(value, x))
-                        for part, value in op.parameters().items()
-                    },
-                    statistics={part: variable.value for part, variable in statistics.items()},
-                    sum_over_data=sum_over_data,
-                )
-                x = self._stage(op(x, at).astype(x.dtype))
-                if at.training:
-                    for part, variable in statistics.items():
-                        variable.value = at.statistics[part]
-        return x
+        layer = self.layer
+        if layer.exchange == "inputs" and self.number:
+            x = collectives.gather_channels(x)
+        if layer.kind == "dense":
+            x = x.reshape(x.shape[0], -1)
+        shapes = self._shapes(x.shape)
+        zeros = nn.initializers.zeros_init()
+        kernel = self.param("kernel", zeros, shapes[0]).astype(x.dtype)
+        bias = self.param("bias", zeros, shapes[1])
+        statistics = [
+            self._variables(name, op.statistics())
+            for name, op in zip(layer.then, layer.operations, strict=True)
+        ]
+        sites = [
+            Site(
+                layer=layer.name,
+                number=self.number,
+                training=key is not None and not (frozen and variables),
+                key=key,
+                index_B=index_B,
+                towers=self.towers,
+                parameters={
+                    part: self.param(f"{name}.{part}", self._constant(value))
+                    for part, value in op.parameters().items()
+                },
+                statistics={part: variable.value for part, variable in variables.items()},
+                sum_over_data=sum_over_data,
+            )
+            for name, op, variables in zip(layer.then, layer.operations, statistics, strict=True)
+        ]
+
+        def compute(x: jax.Array) -> jax.Array:
+            x = self._stage(self._products(x, kernel, bias))
+            for name, op, at in zip(layer.then, layer.operations, sites, strict=True):
+                with jax.named_scope(name):
+                    x = self._stage(op(x, at).astype(x.dtype))
+            return x
+
+        if layer.kind == "conv" and key is None and not self.is_mutable_collection(STAGES):
+            y = in_parts(compute, x, shapes[0][-1] * conv_size(x.shape[1], layer) ** 2)
+        else:
+            y = compute(x)
+        for at, variables in zip(sites, statistics, strict=True):
+            if at.training:
+                for part, variable in variables.items():
+                    variable.value = at.statistics[part]
+        return y
 
     def _stage(self, x: jax.Array) -> jax.Array:
         """Keeps a value if the collection `stages` is mutable; see `Tower`."""
@@ -151,21 +172,20 @@ class _Layer(nn.Module):
             self.sow(STAGES, "values", x)
         return x
 
-    @staticmethod
-    def _constant(value: float, x: jax.Array) -> Callable[..., jax.Array]:
-        """An initializer of one value per channel of `x`."""
-        return lambda *key: jnp.full(x.shape[-1:], value, jnp.float32)
+    def _variables(self, name: str, values: dict[str, float]) -> dict[str, nn.Variable]:
+        """The running statistics of an operation, by their own names."""
+        return {
+            part: self.variable("batch_stats", f"{name}.{part}", self._constant(value))
+            for part, value in values.items()
+        }
 
-    def _layer(self, x: jax.Array) -> jax.Array:
+    def _constant(self, value: float) -> Callable[..., jax.Array]:
+        """An initializer of one value per channel."""
+        return lambda *key: jnp.full(self.layer.features, value, jnp.float32)
+
+    def _products(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        """What the layer itself computes, without the operations that follow it."""
         layer = self.layer
-        if layer.exchange == "inputs" and self.number:
-            x = collectives.gather_channels(x)
-        if layer.kind == "dense":
-            x = x.reshape(x.shape[0], -1)
-        kernel_shape, bias_shape = self._shapes(x.shape)
-        zeros = nn.initializers.zeros_init()
-        kernel = self.param("kernel", zeros, kernel_shape).astype(x.dtype)
-        bias = self.param("bias", zeros, bias_shape)
         y: jax.Array
         if layer.kind == "conv":
             y = conv.conv(x, kernel, layer.stride, layer.padding, self.precision, self.winograd)

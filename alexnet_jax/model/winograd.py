@@ -5,7 +5,7 @@ per pair of channels, instead of (m q)**2: the images and the kernels are evalua
 at m + q - 1 points, multiplied there, and the result is interpolated (Lavin and Gray, "Fast
 Algorithms for Convolutional Neural Networks", 2015; the matrices are those of Toom and Cook). The
 gradients are transposes, so they have the same number of products. Rounding errors are larger than
-those of a direct sum, about 7 times for F(4 x 4, 3 x 3) and 20 times for F(3 x 3, 5 x 5).
+those of a direct sum, about ten times for F(5 x 5, 3 x 3) and F(4 x 4, 5 x 5).
 
 A convolution of stride s is one of stride 1 over blocks of s x s pixels, whose channels lie side by
 side.
@@ -24,17 +24,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from alexnet_jax.model.memory import stored
+from alexnet_jax.model.memory import part_size, stored
 
-_TILE = {3: 4, 5: 3}
-"""Side of a tile of outputs, m, by the side of the kernel, q: 5 x 5 tiles would save a quarter more
-products of 3 x 3 kernels and have errors three times as large."""
+_SIZES = (3, 5)
+"""Sides of kernels, q."""
 
-_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0, -0.5)
-"""Where polynomials are evaluated, besides infinity. Among those of small powers of two these have
-the smallest errors."""
+_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0, -0.5, 2.0)
+"""Where polynomials are evaluated, besides infinity, as many of these as are needed. Among small
+powers of two they have the smallest errors."""
 
-_CHUNK_BYTES = 8e6
+_CHUNK_BYTES = 16e6
 """Size of the evaluated images and the products of one chunk, which stay in the last-level cache;
 two devices share it."""
 
@@ -42,9 +41,9 @@ _CHANNELS = 24
 """The smallest C K / (C + K) for which the products that are saved take longer than the sums that
 are added."""
 
-_ROWS, _CHUNK_ROWS = 256, 64
-"""The fewest tiles, in all and in a chunk, for which the matrix products are efficient and
-evaluating the kernels takes a small part of the time."""
+_ROWS = 64
+"""The fewest tiles in a chunk for which the matrix products are efficient and evaluating the
+kernels takes a small part of the time."""
 
 
 class _Plan(NamedTuple):
@@ -53,27 +52,34 @@ class _Plan(NamedTuple):
     Attributes:
       size: side of the kernel in blocks, q.
       outputs: height and width of the result.
-      tiles: tiles along the height and the width.
+      tile: side of a tile of outputs, m.
       chunk: images at a time.
     """
 
     size: int
     outputs: tuple[int, int]
-    tiles: tuple[int, int]
-    chunk: int
-
-    @property
-    def tile(self) -> int:
-        return _TILE[self.size]
+    tile: int
+    chunk: int = 1
 
     @property
     def points(self) -> int:
         return self.tile + self.size - 1
 
     @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles along the height and the width; the last ones may hang over."""
+        rows, columns = (math.ceil(n / self.tile) for n in self.outputs)
+        return rows, columns
+
+    @property
     def full(self) -> tuple[int, int]:
         """Height and width of whole tiles."""
         return self.tile * self.tiles[0], self.tile * self.tiles[1]
+
+    @property
+    def products(self) -> int:
+        """Products per image and pair of channels."""
+        return math.prod(self.tiles) * self.points**2
 
 
 def _plan(
@@ -86,17 +92,15 @@ def _plan(
     (count, height, width, channels), (side, other, _, features) = x.shape, kernel
     size = math.ceil(side / stride)
     channels *= stride**2
-    suits = x.dtype == jnp.float32 and side == other and size in _TILE
+    suits = x.dtype == jnp.float32 and side == other and size in _SIZES
     if not suits or channels * features < _CHANNELS * (channels + features):
         return None
     rows, columns = ((n + sum(padding) - side) // stride + 1 for n in (height, width))
-    tiles = math.ceil(rows / _TILE[size]), math.ceil(columns / _TILE[size])
-    plan = _Plan(size, (rows, columns), tiles, chunk=1)
-    image_bytes = 4 * math.prod(tiles) * plan.points**2 * (channels + features)
-    divisors = [n for n in range(1, count + 1) if count % n == 0]
-    chunk = max((n for n in divisors if n * image_bytes <= _CHUNK_BYTES), default=1)
-    few = count * math.prod(tiles) < _ROWS or chunk * math.prod(tiles) < _CHUNK_ROWS
-    return None if few else plan._replace(chunk=chunk)
+    largest = len(_POINTS) + 2 - size
+    tiled = [_Plan(size, (rows, columns), tile) for tile in range(1, largest + 1)]
+    plan = min(tiled, key=lambda plan: plan.products)  # Of several, that with the smallest errors.
+    chunk = part_size(count, _CHUNK_BYTES / (4 * plan.products * (channels + features)))
+    return plan._replace(chunk=chunk) if chunk * math.prod(plan.tiles) >= _ROWS else None
 
 
 @functools.cache
@@ -161,8 +165,9 @@ def _image_blocks(x: jax.Array, stride: int, before: int, plan: _Plan) -> jax.Ar
     count, channels = x.shape[0], x.shape[-1]
     rows, columns = (plan.tile * n + plan.size - 1 for n in plan.tiles)
     x = _padded(x, before, (rows * stride, columns * stride))
-    x = x.reshape(count, rows, stride, columns, stride, channels).swapaxes(2, 3)
-    return x.reshape(count, rows, columns, -1)
+    x = x.reshape(count, rows, stride, columns, stride * channels)
+    # The rows of pixels of a block, one after the other: a transpose would be five times as slow.
+    return jnp.concatenate([x[:, :, i] for i in range(stride)], -1)
 
 
 def _kernel_blocks(kernel: jax.Array, stride: int, size: int) -> jax.Array:
@@ -208,6 +213,8 @@ def conv(
         # Stored: fused with the loop's write, it would be computed by one thread.
         return stored(y[:, :height, :width])
 
+    if plan.chunk == x.shape[0]:
+        return one(x)
     y = lax.map(one, _chunks(x, plan.chunk))
     return y.reshape(-1, *y.shape[2:])
 

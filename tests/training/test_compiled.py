@@ -78,11 +78,11 @@ def multiply_adds(text):
 def multiply_adds_of_the_paper(winograd):
     """Per image, all passes: each tile of Winograd's algorithm has a product per point."""
     layers = {  # outputs, tiles and points of a side, channels of an input, kernels, towers
-        "conv1": (55, 11, 14, 6, (3, 48), 96),
-        "conv2": (27, 5, 9, 7, (48, 48), 256),
-        "conv3": (13, 3, 4, 6, (256, 256), 384),
-        "conv4": (13, 3, 4, 6, (192, 192), 384),
-        "conv5": (13, 3, 4, 6, (192, 192), 256),
+        "conv1": (55, 11, 11, 7, (3, 48), 96),
+        "conv2": (27, 5, 7, 8, (48, 48), 256),
+        "conv3": (13, 3, 3, 7, (256, 256), 384),
+        "conv4": (13, 3, 3, 7, (192, 192), 384),
+        "conv5": (13, 3, 3, 7, (192, 192), 256),
     }
     total = 3 * (9216 * 4096 + 4096 * 4096 + 4096 * 1000)
     for name, (side, kernel, tiles, points, channels, kernels) in layers.items():
