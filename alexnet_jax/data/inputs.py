@@ -61,11 +61,16 @@ class Inputs:
         Raises:
           UsageError: the images are smaller than the crop.
         """
-        offset = augment.center_offset(self._size(images_BxHxWx3), self.crop_size)
-        return self._test(self._crop(images_BxHxWx3, *offset))
+        return self.of_crops(self._centre_crop(images_BxHxWx3))
+
+    def of_crops(self, crops: jax.Array) -> jax.Array:
+        """The network's input from crops `[..., crop, crop, 3]` of such images: float, the same."""
+        # float64 images stay so, for those who differentiate numerically.
+        wide = jnp.promote_types(crops.dtype, jnp.float32)
+        return (crops.astype(wide) - self.mean) * self.scale
 
     def views(self, images_BxHxWx3: jax.Array, number: int) -> jax.Array:
-        """Test views of such images: float `[number, B, crop, crop, 3]`.
+        """Test views of such images, crops for `of_crops`: `[number, B, crop, crop, 3]`.
 
         Ten views are the corners and the centre, then their mirror images (section 4.1); nine are a
         3 x 3 grid; one is the centre. The centre crop is view 4 of nine and ten.
@@ -74,13 +79,13 @@ class Inputs:
           UsageError: the images are smaller than the crop.
         """
         if number == 1:
-            return self.centre(images_BxHxWx3)[None]
+            return self._centre_crop(images_BxHxWx3)[None]
         offsets = augment.nine_view_offsets if number == 9 else augment.ten_view_offsets
         corners = offsets(self._size(images_BxHxWx3), self.crop_size)
         views = jnp.stack([self._crop(images_BxHxWx3, int(y), int(x)) for y, x in corners])
         if number == 10:
             views = jnp.concatenate([views, views[:, :, :, ::-1]])
-        return self._test(views)
+        return views
 
     def _size(self, images: jax.Array) -> tuple[int, int]:
         height, width = images.shape[-3:-1]
@@ -91,13 +96,11 @@ class Inputs:
             )
         return height, width
 
+    def _centre_crop(self, images: jax.Array) -> jax.Array:
+        return self._crop(images, *augment.center_offset(self._size(images), self.crop_size))
+
     def _crop(self, images: jax.Array, y: int, x: int) -> jax.Array:
         return images[..., y : y + self.crop_size, x : x + self.crop_size, :]
-
-    def _test(self, crops: jax.Array) -> jax.Array:
-        # float64 images stay so, for those who differentiate numerically.
-        wide = jnp.promote_types(crops.dtype, jnp.float32)
-        return (crops.astype(wide) - self.mean) * self.scale
 
 
 def as_batch(images: Any) -> jax.Array | np.ndarray:

@@ -4,6 +4,7 @@ The module runs under a mapped axis `tower` that holds all towers: `vmap`, `pmap
 chosen by `parallel`. Towers exchange values only where the table says so.
 """
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -65,6 +66,7 @@ class Tower(nn.Module):
         dropout_key: jax.Array | None = None,
         index_B: jax.Array | None = None,
         *,
+        prepare: Callable[[jax.Array], jax.Array] = _identity,
         sum_over_data: Callable[[Any], Any] = _identity,
         frozen: Collection[str] = (),
     ) -> jax.Array:
@@ -74,16 +76,22 @@ class Tower(nn.Module):
         `batch_stats` mutable where `has_statistics`.
 
         Args:
-          images_BxHxWx3: float images, mean subtracted.
+          images_BxHxWx3: float images, mean subtracted, or what `prepare` makes those of.
           dropout_key: a key for this step; None at test time.
           index_B: each example's index in its data set, which selects its dropout mask.
+          prepare: makes the network's input of images, each alone and in its shape; it is applied
+            with the first layer.
           sum_over_data: the sum of a tree over the parts of the batch, where devices share it.
           frozen: layers that use and keep their running statistics in training, too.
 
         Returns:
           `[B, classes]`, float32 or wider.
         """
-        x = images_BxHxWx3.astype(self.compute_dtype)
+
+        def first(x: jax.Array) -> jax.Array:
+            return prepare(x).astype(self.compute_dtype)
+
+        x = images_BxHxWx3
         for number, layer in enumerate(self.layers):
             # One stream per layer, numbered by its place in the table.
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
@@ -92,7 +100,8 @@ class Tower(nn.Module):
             apply = _Layer(
                 layer, number, self.towers, self.precision, self.winograd, name=layer.name
             )
-            x = apply(x, key, index_B, sum_over_data, layer.name in frozen)
+            of_input = _identity if number else first
+            x = apply(x, key, index_B, of_input, sum_over_data, layer.name in frozen)
             if self.is_mutable_collection("intermediates"):
                 # Stored, or XLA would compute it for the next layer and once more for the reader.
                 x = stored(x)
@@ -115,17 +124,16 @@ class _Layer(nn.Module):
         x: jax.Array,
         key: jax.Array | None,
         index_B: jax.Array | None,
+        of_input: Callable[[jax.Array], jax.Array],
         sum_over_data: Callable[[Any], Any],
         frozen: bool,
     ) -> jax.Array:
         layer = self.layer
         if layer.exchange == "inputs" and self.number:
             x = collectives.gather_channels(x)
-        if layer.kind == "dense":
-            x = x.reshape(x.shape[0], -1)
         shapes = self._shapes(x.shape)
         zeros = nn.initializers.zeros_init()
-        kernel = self.param("kernel", zeros, shapes[0]).astype(x.dtype)
+        kernel = self.param("kernel", zeros, shapes[0])
         bias = self.param("bias", zeros, shapes[1])
         statistics = [
             self._variables(name, op.statistics())
@@ -150,7 +158,7 @@ class _Layer(nn.Module):
         ]
 
         def compute(x: jax.Array) -> jax.Array:
-            x = self._stage(self._products(x, kernel, bias))
+            x = self._stage(self._products(of_input(x), kernel, bias))
             for name, op, at in zip(layer.then, layer.operations, sites, strict=True):
                 with jax.named_scope(name):
                     x = self._stage(op(x, at).astype(x.dtype))
@@ -185,7 +193,9 @@ class _Layer(nn.Module):
 
     def _products(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
         """What the layer itself computes, without the operations that follow it."""
-        layer = self.layer
+        layer, kernel = self.layer, kernel.astype(x.dtype)
+        if layer.kind == "dense":
+            x = x.reshape(x.shape[0], -1)
         y: jax.Array
         if layer.kind == "conv":
             y = conv.conv(x, kernel, layer.stride, layer.padding, self.precision, self.winograd)
@@ -216,9 +226,10 @@ class _Layer(nn.Module):
         if layer.kind == "local":
             side = conv_size(x_shape[1], layer)
             return (side, side, channels * size * size, features), (side, side, features)
+        inputs = math.prod(x_shape[1:])
         if layer.exchange == "partial_sums" and not layer.last:
-            return (channels, features * self.towers), (features,)
-        return (channels, features), (features,)
+            return (inputs, features * self.towers), (features,)
+        return (inputs, features), (features,)
 
 
 def build_tower(model: ConfigDict) -> Tower:

@@ -18,10 +18,19 @@ from alexnet_jax.training.metrics import of_examples, top_errors
 
 
 def apply_with_outputs(
-    tower: Tower, variables: dict, images_BxHxWx3: jax.Array
+    tower: Tower, variables: dict, inputs: Inputs, crops_BxHxWx3: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns logits `[B, classes]` and each layer's output in this tower, after its operations."""
-    logits, state = tower.apply(variables, images_BxHxWx3, mutable=["intermediates"])
+    """Returns logits `[B, classes]` and each layer's output in this tower, after its operations.
+
+    Args:
+      tower: the network.
+      variables: of this tower.
+      inputs: how crops become its input.
+      crops_BxHxWx3: of images, or views of them.
+    """
+    logits, state = tower.apply(
+        variables, crops_BxHxWx3, prepare=inputs.of_crops, mutable=["intermediates"]
+    )
     outputs: Any = state["intermediates"]
     return logits, {layer.name: outputs[f"{layer.name}_out"][0] for layer in tower.layers}
 
@@ -51,9 +60,9 @@ def make_eval_step(
 
     def step(variables: dict, batch: dict) -> tuple[dict, dict]:
         mask, label_B = batch["mask"], batch["label"]
-        images_VxBxHxWx3 = inputs.views(batch["image"], views)
-        flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
-        logits, outputs = apply_with_outputs(tower, variables, flat)
+        crops_VxBxHxWx3 = inputs.views(batch["image"], views)
+        flat = crops_VxBxHxWx3.reshape(-1, *crops_VxBxHxWx3.shape[2:])
+        logits, outputs = apply_with_outputs(tower, variables, inputs, flat)
         logits_VxBxC = logits.reshape(views, len(label_B), -1)
         centre_BxC = logits_VxBxC[centre_view(views)]
 
@@ -95,9 +104,9 @@ def make_predict_step(
     last_hidden = tower.layers[-2].name
 
     def step(variables: dict, batch: dict) -> tuple[jax.Array, jax.Array]:
-        images_VxBxHxWx3 = inputs.views(batch["image"], views)
-        flat = images_VxBxHxWx3.reshape(-1, *images_VxBxHxWx3.shape[2:])
-        logits, outputs = apply_with_outputs(tower, variables, flat)
+        crops_VxBxHxWx3 = inputs.views(batch["image"], views)
+        flat = crops_VxBxHxWx3.reshape(-1, *crops_VxBxHxWx3.shape[2:])
+        logits, outputs = apply_with_outputs(tower, variables, inputs, flat)
         probabilities = jax.nn.softmax(logits).reshape(views, len(batch["image"]), -1).mean(0)
         features = outputs[last_hidden].reshape(views, len(batch["image"]), -1)[centre_view(views)]
         return placement.join_over_data(probabilities), placement.join_over_data(features)

@@ -282,8 +282,8 @@ class Network:
         placement = self._placement
 
         def step(variables: dict[str, Any], batch: dict[str, Any]) -> jax.Array:
-            images = self.inputs.centre(batch["image"])
-            _, outputs = evaluate.apply_with_outputs(self.tower, variables, images)
+            (crops,) = self.inputs.views(batch["image"], 1)
+            _, outputs = evaluate.apply_with_outputs(self.tower, variables, self.inputs, crops)
             return placement.join_over_data(outputs[layer])
 
         if layer not in self._steps:

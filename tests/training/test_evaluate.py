@@ -40,8 +40,9 @@ class Sharp:
     )
     towers: int = 2
 
-    def apply(self, variables, images, mutable):
+    def apply(self, variables, images, prepare, mutable):
         del mutable
+        images = prepare(images)
         number, y, x = (images[:, 0, 0, i].astype(int) for i in range(3))
         hidden, last = (variables["params"][name]["kernel"][number, y, x] for name in NAMES)
         return last, {"intermediates": {"hidden_out": (hidden,), "last_out": (last,)}}
