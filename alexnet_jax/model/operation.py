@@ -153,7 +153,8 @@ class Operation:
     def __call__(self, x: jax.Array, at: Site) -> jax.Array:
         """Applies it to `[B, H, W, C]` or `[B, C]`, the channels of one tower.
 
-        The result is rounded to the type of `x`, and may be of a wider one.
+        The result is rounded to the type of `x`, and may be of a wider one. At test time that of an
+        image depends on this image alone: `x` may hold a few of the batch (`memory.in_parts`).
         """
         raise NotImplementedError
 

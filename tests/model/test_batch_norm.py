@@ -234,7 +234,7 @@ def test_one_column_and_onnxruntime_have_the_same_scores(tmp_path):
 
 def test_it_sends_what_the_table_says():
     config = normed(batch_size=8)
-    program = compile_step(config, placement_of("mesh", 2))
+    program = compile_step(config, placement_of("mesh", 2)).as_text()
     points = exchange.points(config, 2)
     names = [point.name for point in points]
     # Sums of 4 or 12 values in two passes, forward and backward, each a ring of two devices.

@@ -24,7 +24,7 @@ def step(preset, kind, data, **changes):
     config.batch_size = 2 * data
     config.update_from_flattened_dict(changes)
     placement = placement_of(kind, data)
-    text = compile_step(config, placement)
+    text = compile_step(config, placement).as_text()
     found = exchange.collectives(text, placement.mesh.devices.size)
     points = exchange.points(config, data)
     return config, points, found, exchange.by_point(found, [point.name for point in points])
@@ -84,7 +84,7 @@ def test_gradients_may_be_sent_in_half_the_bytes():
 def test_one_device_sends_nothing():
     config = tiny_config()
     placement = placement_of("vmap")
-    text = compile_step(config, placement)
+    text = compile_step(config, placement).as_text()
     assert "convolution" in text and exchange.collectives(text, 1) == []
 
 

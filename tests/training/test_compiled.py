@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from alexnet_jax.analysis import bench
+from alexnet_jax.analysis.exchange import compile_step
 from alexnet_jax.config import presets
+from tests.support import placement_of
 
 DIMS = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -27,9 +28,7 @@ def compiled(request):
     """
     config = presets.get("paper")
     config.placement, config.model.winograd = request.param
-    steps = bench.build(config)
-    lowered = steps.train_step.lower(steps.state, steps.batch)
-    program = lowered.compile(steps.placement.compiler_options())
+    program = compile_step(config, placement_of(config.placement))
     return program, 1 if config.placement == "vmap" else 2, config.model.winograd
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from alexnet_jax import parallel
-from alexnet_jax.analysis.exchange import lower_step
+from alexnet_jax.analysis.exchange import compile_step
 from alexnet_jax.data import inputs as input_rules
 from alexnet_jax.model import norm
 from alexnet_jax.model.tower import build_tower, draw_parameters
@@ -30,7 +30,7 @@ def frozen(*names):
 
 def products(config, name):
     """How many convolutions and matrix products the compiled step has."""
-    text = lower_step(config, placement_of(name)).compile().as_text()
+    text = compile_step(config, placement_of(name)).as_text()
     return text.count(" convolution("), text.count(" dot(")
 
 
@@ -152,7 +152,7 @@ def test_their_gradients_are_not_exchanged():
     for names in ((), ("fc6", "fc7", "fc8")):
         config = frozen(*names)
         points = exchange.points(config, 2)
-        text = lower_step(config, placement).compile().as_text()
+        text = compile_step(config, placement).as_text()
         found = exchange.by_point(exchange.collectives(text, 4), [point.name for point in points])
         (point,) = (point for point in points if point.name == exchange.GRADIENTS)
         sums[names], _ = found[exchange.GRADIENTS]
