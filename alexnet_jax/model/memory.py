@@ -23,13 +23,16 @@ def part_size(count: int, most: float) -> int:
 def in_parts(fn: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int) -> jax.Array:
     """`fn(x)` of images; on a CPU a few of them at a time, whose values stay in the cache.
 
+    It is all of them where no divisor of their number is near the number that fits.
+
     Args:
       fn: computes images, each alone.
       x: `[B, ...]`.
       elements: of the first result in `fn`, per image.
     """
-    size = part_size(x.shape[0], _PART / elements)
-    if size == x.shape[0] or not derivatives.are_for_cpu():
+    fit = _PART / elements
+    size = part_size(x.shape[0], fit)
+    if size == x.shape[0] or 4 * size < fit or not derivatives.are_for_cpu():
         return fn(x)
     # Stored: fused with the loop's write, the last operation would be computed by one thread.
     y = lax.map(lambda x: stored(fn(x)), x.reshape(-1, size, *x.shape[1:]))

@@ -12,9 +12,11 @@ from tests import numpy_reference
 from tests.support import placement_of, random_params, tiny_config
 
 
-@pytest.mark.parametrize("count,fit", [(1, 1), (7, 1), (12, 4), (8, 4), (4, 4), (3, 3)])
-def test_a_part_has_as_many_images_as_fit_and_divide_all(count, fit, monkeypatch):
-    monkeypatch.setattr(memory, "_PART", 48)
+@pytest.mark.parametrize(
+    "count,fit,size", [(1, 4, 1), (9, 4, 3), (12, 4, 4), (8, 4, 4), (4, 4, 4), (3, 4, 3), (7, 5, 7)]
+)
+def test_a_part_has_as_many_images_as_fit_and_divide_all(count, fit, size, monkeypatch):
+    monkeypatch.setattr(memory, "_PART", 12 * fit)
     seen = []
 
     def fn(x):
@@ -22,7 +24,7 @@ def test_a_part_has_as_many_images_as_fit_and_divide_all(count, fit, monkeypatch
         return x[:, :2] * 2
 
     x = np.random.default_rng(count).normal(size=(count, 3, 4)).astype(np.float32)
-    for traced_for_cpu, sizes in ((True, {fit}), (False, {count})):
+    for traced_for_cpu, sizes in ((True, {size}), (False, {count})):
         seen.clear()
         run = jax.jit(lambda x: memory.in_parts(fn, x, elements=12))
         run = jax.jit(for_cpu(run)) if traced_for_cpu else run
