@@ -292,7 +292,7 @@ FIELDS: dict[str, Field] = {
     "model.winograd": Field(
         True,
         "Whether convolutions on CPU are computed by Winograd's algorithm where that is faster: "
-        "with fewer products, and rounding errors that are several times as large.",
+        "with fewer products, and rounding errors that are about ten times as large.",
         since="0.2.0", before=False, resume="free",
     ),
     "model.layer_order": Field((), "Names of the layers, first to last.", items=str),

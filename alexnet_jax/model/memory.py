@@ -20,6 +20,21 @@ def part_size(count: int, most: float) -> int:
     return max((n for n in range(1, count + 1) if count % n == 0 and n <= most), default=1)
 
 
+def by_parts(fn: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
+    """`fn(x)` of images, `size` of them at a time in a loop, if those are not all.
+
+    Args:
+      fn: computes images, each alone.
+      x: `[B, ...]`.
+      size: a divisor of B.
+    """
+    if size == x.shape[0]:
+        return fn(x)
+    # Stored: fused with the loop's write, the last operation would be computed by one thread.
+    y = lax.map(lambda x: stored(fn(x)), x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(-1, *y.shape[2:])
+
+
 def in_parts(fn: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int) -> jax.Array:
     """`fn(x)` of images; on a CPU a few of them at a time, whose values stay in the cache.
 
@@ -32,8 +47,6 @@ def in_parts(fn: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int) 
     """
     fit = _PART / elements
     size = part_size(x.shape[0], fit)
-    if size == x.shape[0] or 4 * size < fit or not derivatives.are_for_cpu():
+    if 4 * size < fit or not derivatives.are_for_cpu():
         return fn(x)
-    # Stored: fused with the loop's write, the last operation would be computed by one thread.
-    y = lax.map(lambda x: stored(fn(x)), x.reshape(-1, size, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return by_parts(fn, x, size)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from alexnet_jax.model.memory import part_size, stored
+from alexnet_jax.model.memory import by_parts, part_size, stored
 
 _SIZES = (3, 5)
 """Sides of kernels, q."""
@@ -195,7 +195,7 @@ def conv(
       padding: zeros added before and after, in both directions.
 
     Returns:
-      `[N, H', W', K]`, as `model.conv.conv`; None where that takes less time.
+      `[N, H', W', K]`, as `model.conv.conv`; None where the direct sum takes less time.
     """
     plan = _plan(x, kernel.shape, stride, padding)
     if plan is None:
@@ -210,13 +210,9 @@ def conv(
         products = jnp.einsum("pqnijc,pqck->pqnijk", images, kernels, precision="highest")
         y = _both_sides(for_output.T, products)  # [m, m, n, T, T, K]
         y = y.transpose(2, 3, 0, 4, 1, 5).reshape(y.shape[2], *plan.full, y.shape[-1])
-        # Stored: fused with the loop's write, it would be computed by one thread.
         return y[:, :height, :width]
 
-    if plan.chunk == x.shape[0]:
-        return one(x)
-    y = lax.map(lambda x: stored(one(x)), _chunks(x, plan.chunk))
-    return y.reshape(-1, *y.shape[2:])
+    return by_parts(one, x, plan.chunk)
 
 
 def input_gradient(
